@@ -1,0 +1,1 @@
+"""Data: readers, checks, labels, shards, and the pipeline that turns them into a Batch."""
