@@ -1,8 +1,8 @@
 """Action chunks: the wrist relative to the chunk's start, the hand's joints absolute (paper section 2.1 and appendix D).
 
-Step k of a chunk at time t (k = 1..T, `stride` frames apart): inverse(T_world_wrist[t]) @ T_world_wrist[t + k*stride] as xyz + rot6d, and the
-joint targets at t + k*stride. The paper leaves open whether a chunk starts at its own time (identity) or one step on; we take one step on.
-Layout: left then right, each 3 + 6 + J; A = 2 * (9 + J).
+Step k of a chunk at time t (k = 1..T, `stride` frames apart): inverse(T_world_wrist[t]) @ T_world_wrist[t + k*stride] as xyz + rot6d,
+and the joint targets at t + k*stride. The paper leaves open whether a chunk starts at its own time (identity) or one step on; we take
+one step on. Layout: left then right, each 3 + 6 + J; A = 2 * (9 + J).
 """
 
 import numpy as np

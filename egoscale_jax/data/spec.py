@@ -1,7 +1,7 @@
 """The two typed structs of the road: a record of the shards and the Batch of the training step.
 
-A record is a clip: up to `CLIP_FRAMES` consecutive frames as JPEG, and the labels of those frames and of `TAIL_FRAMES` more, so that any chunk
-that starts in the clip is read with one record. Masked values are NaN; a mask beside them says so.
+A record is a clip: up to `CLIP_FRAMES` consecutive frames as JPEG, and the labels of those frames and of `TAIL_FRAMES` more, so that
+any chunk that starts in the clip is read with one record. Masked values are NaN; a mask beside them says so.
 """
 
 import dataclasses

@@ -1,0 +1,71 @@
+"""manifest.json beside the shards: what was read, what was left out and why.
+
+Keys: version, package, source, input, hand, image_size, seed, validation, embodiments, episodes [one dict an episode, of `entry`], totals
+{kept, rejected, frames, hours, clips {split: n}, masked {"<finding> <side>": {frames, episodes}}}, notes, statistics_sha256.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+
+from egoscale_jax.errors import UserError
+
+FILE = "manifest.json"
+VERSION = 1
+KEPT, REJECTED = "kept", "rejected"
+
+
+def entry(recording, episode=None, labels=None, findings=(), error="") -> dict:
+  """One episode's entry; an error, or a finding that rejects, makes it rejected. `split` is filled in when all are known."""
+  rejections = [f"{recording.files[0]}: {f.name}: {f.detail}" for f in findings if f.severity == "rejected"]
+  error = error or "; ".join(rejections)
+  result = {"id": recording.id, "status": REJECTED if error else KEPT, "split": None, "error": error or None}
+  if episode is not None:
+    seconds = episode.num_frames / episode.rate_hz
+    result |= {"frames": episode.num_frames, "seconds": round(seconds, 3), "text": episode.text, "scene": episode.scene}
+  if labels is not None:
+    result["valid"] = [round(float(fraction), 4) for fraction in labels.valid_Fx2.mean(axis=0)]  # left, right
+    residual = labels.residual_m_Fx2[labels.valid_Fx2]
+    result["residual_m"] = round(float(residual.mean()), 5) if residual.size else None
+  result["findings"] = [dataclasses.asdict(finding) for finding in findings]
+  return result
+
+
+def totals(entries, clips) -> dict:
+  """Sums over the kept entries; clips {split: n}."""
+  kept = [e for e in entries if e["status"] == KEPT]
+  masked = collections.defaultdict(lambda: {"frames": 0, "episodes": 0})
+  for finding in (f for e in kept for f in e["findings"]):
+    row = masked[f"{finding['name']} {finding['side']}".strip()]
+    row["frames"] += finding["count"]
+    row["episodes"] += 1
+  return {
+    "kept": len(kept),
+    "rejected": len(entries) - len(kept),
+    "frames": sum(e["frames"] for e in kept),
+    "hours": round(sum(e["seconds"] for e in kept) / 3600, 6),
+    "clips": dict(clips),
+    "masked": dict(sorted(masked.items())),
+  }
+
+
+def save(manifest: dict, path):
+  with open(path, "w", encoding="utf-8") as file:
+    json.dump({"version": VERSION} | manifest, file, indent=1, ensure_ascii=False)
+    file.write("\n")
+
+
+def load(output_dir) -> dict:
+  """The manifest of prepared data; UserError where there is none, or one of another version."""
+  path = os.path.join(output_dir, FILE)
+  if not os.path.isfile(path):
+    raise UserError(f"{path}: no such file, expected the manifest that `egoscale prepare` writes")
+  with open(path, encoding="utf-8") as file:
+    try:
+      manifest = json.load(file)
+    except ValueError as error:
+      raise UserError(f"{path}: not JSON: {error}") from error
+  if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+    raise UserError(f"{path}: not a manifest of version {VERSION}; prepare the data again")
+  return manifest

@@ -1,0 +1,219 @@
+"""Raw recordings -> shards, statistics.json and manifest.json: the whole import on one page.
+
+Recordings are read in worker processes and checked and labelled here, one at a time; each is spooled to disk. Only when all are known is
+the split drawn, over the scenes that have a usable episode, and the spool becomes shards. So memory holds a few episodes whatever the size
+of the data (and what TFDS buffers to shuffle, at most 1 GB); for a while the disk holds the data twice.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pickle
+import shutil
+import sys
+
+import tqdm
+
+from egoscale_jax.data import builder, doctor, labels, manifest, schema, statistics, workers
+from egoscale_jax.errors import UserError
+from egoscale_jax.hands import hand, keypoints, retarget
+
+STATISTICS = "statistics.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """What prepare() did: the manifest, and lines() of it for a person."""
+
+  output_dir: str
+  manifest: dict
+
+  def lines(self) -> list[str]:
+    """A short table, one line a masked finding (summed over episodes), one line a rejected episode."""
+    entries, total = self.manifest["episodes"], self.manifest["totals"]
+    lines = [f"{'split':<12}{'episodes':>10}{'frames':>10}{'clips':>8}{'minutes':>10}"]
+    for split, clips in total["clips"].items():
+      rows = [e for e in entries if e["split"] == split]
+      minutes = sum(e["seconds"] for e in rows) / 60
+      lines.append(f"{split:<12}{len(rows):>10}{sum(e['frames'] for e in rows):>10}{clips:>8}{minutes:>10.2f}")
+    lines += self.manifest["notes"]
+    for name, row in total["masked"].items():
+      lines.append(f"masked {name}: {row['frames']} of {total['frames']} frames, in {row['episodes']} of {total['kept']} episodes")
+    lines += [f"rejected {e['error']}" for e in entries if e["status"] == manifest.REJECTED]
+    lines.append(f"kept {total['kept']} of {len(entries)} episodes, {total['hours']:.4g} hours, in {self.output_dir}")
+    return lines
+
+
+def prepare(source, input_dir, output_dir, hand_name, workers=1, image_size=256, validation=0.1, seed=0) -> Summary:
+  """source: a module of data/sources; hand_name as hands.hand.load takes it; validation: the share of the scenes held out.
+
+  The output appears whole or not at all. Where no episode is usable, UserError, and the manifest is at `<output_dir>.manifest.json`.
+  """
+  output_dir = os.path.normpath(os.fspath(output_dir))
+  _check_arguments(output_dir, image_size, validation)
+  recordings = source.find(input_dir)
+  hands = _load_hands(hand_name)
+  partial = f"{output_dir}.partial-{os.getpid()}"
+  head = {
+    "package": importlib.metadata.version("egoscale_jax"),
+    "source": source.SOURCE,
+    "input": os.fspath(input_dir),
+    "hand": str(hand_name),
+  }
+  head |= {"image_size": image_size, "seed": seed, "validation": validation, "embodiments": [builder.HUMAN]}
+  with _writing(output_dir):
+    os.makedirs(os.path.join(partial, "spool"))
+  try:
+    entries = _spool(source, recordings, hands, workers, image_size, os.path.join(partial, "spool"), output_dir)
+    notes = _draw_split(entries, validation, seed)
+    if not any(e["status"] == manifest.KEPT for e in entries):
+      raise _nothing_usable(head, entries, input_dir, output_dir)
+    with _writing(output_dir):
+      clips = _write_shards(entries, head["hand"], hands, source.LICENCE, partial)
+      head |= {"episodes": entries, "totals": manifest.totals(entries, clips), "notes": notes}
+      head["statistics_sha256"] = _sha256(os.path.join(partial, STATISTICS))
+      manifest.save(head, os.path.join(partial, manifest.FILE))
+      os.rmdir(os.path.join(partial, "spool"))
+      os.rename(partial, output_dir)
+  except BaseException:
+    shutil.rmtree(partial)
+    raise
+  return Summary(output_dir, manifest.load(output_dir))
+
+
+def is_validation(scene: str, validation: float, seed: int) -> bool:
+  """Drawn from the scene's name alone, so it stays as it is when recordings are added."""
+  return _draw(scene, seed) < validation
+
+
+def _draw(scene, seed) -> float:
+  """0 <= x < 1, the same in every run and on every machine."""
+  return int.from_bytes(hashlib.sha256(f"{seed}:{scene}".encode()).digest()[:6]) / 2**48
+
+
+def _check_arguments(output_dir, image_size, validation):
+  if os.path.lexists(output_dir) and not (os.path.isdir(output_dir) and not os.listdir(output_dir)):
+    raise UserError(f"{output_dir}: exists and is not an empty directory; remove it or choose another")
+  if not 0 <= validation < 1:
+    raise UserError(f"validation: found {validation}, expected a share from 0 to below 1")
+  if image_size < 16:
+    raise UserError(f"image_size: found {image_size}, expected at least 16 pixels")
+
+
+def _load_hands(hand_name):
+  hands = tuple(hand.load(hand_name, side) for side in keypoints.SIDES)
+  left, right = (len(h.joint_names) for h in hands)
+  if left != right:
+    raise UserError(f"hand {hand_name}: {left} joints on the left and {right} on the right, expected the same number")
+  return hands
+
+
+@contextlib.contextmanager
+def _writing(output_dir):
+  """A full disk or a directory without permission is the user's to mend: one line that names the output."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f"{output_dir}: cannot be written: {error.strerror or error}") from error
+
+
+def _spool(source, recordings, hands, num_workers, image_size, spool, output_dir) -> list[dict]:
+  """Reads, checks and labels each recording -> manifest entries; kept episodes with their labels as files of the spool."""
+  entries = []
+  read = functools.partial(source.read, image_size=image_size)
+  with tqdm.tqdm(total=len(recordings), desc="prepare", unit="episode", file=sys.stderr) as bar:
+    for recording, episode in workers.read_all(read, recordings, num_workers):
+      entry, result = _check_and_label(recording, episode, hands)
+      if result is not None:
+        with _writing(output_dir), open(_spool_path(spool, len(entries)), "wb") as file:
+          pickle.dump((episode, result), file, protocol=pickle.HIGHEST_PROTOCOL)
+      entries.append(entry)
+      bar.update()
+  return entries
+
+
+def _spool_path(spool, index):
+  return os.path.join(spool, f"{index:08d}.pickle")
+
+
+def _check_and_label(recording, episode: schema.Episode | UserError, hands):
+  """-> the manifest's entry, and the Labels or None where the episode is rejected."""
+  if isinstance(episode, UserError):
+    return manifest.entry(recording, error=str(episode)), None
+  valid_Fx2, findings = doctor.check(episode)
+  if any(finding.severity == "rejected" for finding in findings):
+    return manifest.entry(recording, episode, findings=findings), None
+  try:
+    result, more = labels.label(episode, hands, valid_Fx2, retarget.retarget)
+  except UserError as error:
+    return manifest.entry(recording, episode, findings=findings, error=f"{recording.files[0]}: {error}"), None
+  findings += more + doctor.check_valid(result.valid_Fx2, episode.rate_hz)
+  entry = manifest.entry(recording, episode, result, findings)
+  return entry, result if entry["status"] == manifest.KEPT else None
+
+
+def _draw_split(entries, validation, seed) -> list[str]:
+  """Fills in `split` of the kept entries by their scene -> notes on what was out of the ordinary.
+
+  Where the draw leaves a split empty, the scene nearest to it goes there. That scene alone may change when recordings are added.
+  """
+  kept = [e for e in entries if e["status"] == manifest.KEPT]
+  scenes = sorted({e["scene"] for e in kept}, key=lambda scene: (_draw(scene, seed), scene))
+  held_out = {scene for scene in scenes if is_validation(scene, validation, seed)}
+  notes = []
+  if len(scenes) == 1:
+    held_out = set()
+    notes.append(f"one scene only ({scenes[0]}): all of it is train, there is no validation split")
+  elif scenes and validation and not held_out:
+    held_out = {scenes[0]}
+    notes.append(f"no scene of {len(scenes)} fell to validation at a share of {validation}: {scenes[0]} was put there")
+  elif scenes and len(held_out) == len(scenes):
+    held_out.remove(scenes[-1])
+    notes.append(f"all {len(scenes)} scenes fell to validation at a share of {validation}: {scenes[-1]} was put to train")
+  for e in kept:
+    e["split"] = builder.VALIDATION if e["scene"] in held_out else builder.TRAIN
+  return notes
+
+
+def _write_shards(entries, hand_name, hands, licence, partial) -> dict[str, int]:
+  """Spool -> shards and statistics of the train episodes -> clips of each split. Spool files go as they are used."""
+  accumulator = statistics.Accumulator(hand_name, tuple(h.joint_names for h in hands))
+  kept = sum(e["status"] == manifest.KEPT for e in entries)
+
+  def records(split):
+    for index, e in enumerate(entries):
+      if e["split"] != split:
+        continue
+      path = _spool_path(os.path.join(partial, "spool"), index)
+      with open(path, "rb") as file:
+        episode, result = pickle.load(file)
+      os.remove(path)
+      if split == builder.TRAIN:
+        accumulator.add(result)
+      yield from builder.clips(episode, result)
+      bar.update()
+
+  used = [split for split in (builder.TRAIN, builder.VALIDATION) if any(e["split"] == split for e in entries)]
+  splits = {split: functools.partial(records, split) for split in used}
+  with tqdm.tqdm(total=kept, desc="shards", unit="episode", file=sys.stderr) as bar:
+    clips = builder.write(partial, splits, hands[0].num_joints, licence)
+  accumulator.finish().save(os.path.join(partial, STATISTICS))
+  return clips
+
+
+def _nothing_usable(head, entries, input_dir, output_dir) -> UserError:
+  """Leaves the manifest beside the output that is not made -> the error that names both."""
+  path = f"{output_dir}.{manifest.FILE}"
+  unread = sum("frames" not in e for e in entries)
+  with _writing(output_dir):
+    manifest.save(head | {"episodes": entries, "totals": manifest.totals(entries, {}), "notes": []}, path)
+  counts = f"{len(entries)} found, {unread} not readable, {len(entries) - unread} refused by the checks"
+  return UserError(f"no usable episode in {os.fspath(input_dir)}: {counts}; {path} names each, the first is {entries[0]['error']}")
+
+
+def _sha256(path):
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

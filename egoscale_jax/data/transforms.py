@@ -1,0 +1,35 @@
+"""Images: JPEG bytes -> the array that the model sees, the same code for training, validation and the policy."""
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+
+def centre_crop(height, width, size):
+  """The largest box of `size`'s aspect ratio in the middle of a height x width image -> (top, left, height, width)."""
+  scale = min(height / size[0], width / size[1])
+  box = (round(size[0] * scale), round(size[1] * scale))
+  return (height - box[0]) // 2, (width - box[1]) // 2, *box
+
+
+def fit(image_YxXx3, size):
+  """uint8 image of any size -> uint8 [size[0], size[1], 3]: centre crop to the aspect ratio, then an antialiased resize."""
+  if image_YxXx3.shape[:2] == tuple(size):
+    return image_YxXx3
+  top, left, height, width = centre_crop(*image_YxXx3.shape[:2], size)
+  crop = Image.fromarray(image_YxXx3[top : top + height, left : left + width])
+  return np.asarray(crop.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def fit_intrinsics(intrinsics_3x3, image_size, size):
+  """K of an image_size image -> K after `fit`; pixel centres lie at whole numbers."""
+  top, left, height, width = centre_crop(*image_size, size)
+  scale_y, scale_x = size[0] / height, size[1] / width
+  crop = np.asarray([[1, 0, -left], [0, 1, -top], [0, 0, 1]], np.float32)
+  resize = np.asarray([[scale_x, 0, (scale_x - 1) / 2], [0, scale_y, (scale_y - 1) / 2], [0, 0, 1]], np.float32)
+  return resize @ crop @ intrinsics_3x3
+
+
+def decode(jpeg, size):
+  """JPEG bytes -> uint8 [size[0], size[1], 3]."""
+  return fit(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"), size)

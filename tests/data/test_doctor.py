@@ -1,0 +1,202 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import recordings
+
+from egoscale_jax import geometry
+from egoscale_jax.data import doctor, labels
+from egoscale_jax.data.schema import Episode
+from egoscale_jax.hands import keypoints
+
+
+def change_points(episode, where, value):
+  points = episode.keypoints_Fx2xPx3.copy()
+  points[where] = value(points[where])
+  return dataclasses.replace(episode, keypoints_Fx2xPx3=points)
+
+
+def bad_frames(valid_F):
+  return np.flatnonzero(~valid_F).tolist()
+
+
+def only(findings):
+  assert len(findings) == 1, findings
+  return findings[0]
+
+
+def test_a_clean_episode_has_no_finding():
+  valid, findings = doctor.check(recordings.episode())
+  assert valid.all()
+  assert valid.shape == (40, 2)
+  assert findings == []
+
+
+def test_non_finite_keypoints_mask_that_hand_alone():
+  episode = change_points(recordings.episode(), (slice(3, 5), 1, 7), lambda p: p * np.nan)
+  valid, findings = doctor.check(episode)
+  assert bad_frames(valid[:, 1]) == [3, 4]
+  assert valid[:, 0].all()
+  finding = only(findings)
+  assert (finding.name, finding.severity, finding.side, finding.count, finding.first_frame) == ("not_finite", "masked", "right", 2, 3)
+
+
+def test_non_finite_camera_masks_both_hands():
+  camera = recordings.episode().T_world_camera_Fx4x4.copy()
+  camera[6:9] = np.nan
+  valid, findings = doctor.check(recordings.episode(T_world_camera_Fx4x4=camera))
+  assert bad_frames(valid[:, 0]) == bad_frames(valid[:, 1]) == [6, 7, 8]
+  assert (only(findings).name, only(findings).side, only(findings).count) == ("camera_not_finite", "", 3)
+
+
+def test_low_confidence_is_of_the_fingers_not_of_the_wrist():
+  confidence = recordings.episode().confidence_Fx2xP.copy()
+  confidence[10, 0, 1:] = 0.09
+  confidence[10, 0, 0] = 1.0
+  confidence[20, 1, 0] = 0.0
+  valid, findings = doctor.check(recordings.episode(confidence_Fx2xP=confidence))
+  assert bad_frames(valid[:, 0]) == [10]
+  assert valid[:, 1].all()
+  assert only(findings).name == "low_confidence"
+  assert "0.090" in only(findings).detail
+
+
+def test_a_spike_masks_both_sides_and_a_step_masks_its_two_frames():
+  spike = change_points(recordings.episode(), (12, 0), lambda p: p + np.float32(0.4))
+  valid, findings = doctor.check(spike)
+  assert bad_frames(valid[:, 0]) == [11, 12, 13]
+  assert only(findings).name == "wrist_jump"
+  step = change_points(recordings.episode(), (slice(12, None), 0), lambda p: p + np.float32(0.4))
+  assert bad_frames(doctor.check(step)[0][:, 0]) == [11, 12]
+  small = change_points(recordings.episode(), (slice(12, None), 0), lambda p: p + np.float32(0.1))
+  assert doctor.check(small)[0].all()
+
+
+def test_a_jump_over_a_gap_counts_the_gap_s_time():
+  def with_gap(step):
+    episode = change_points(recordings.episode(), (slice(10, 14), 0), lambda p: p * np.nan)
+    return doctor.check(change_points(episode, (slice(14, None), 0), lambda p: p + np.float32(step)))[0][:, 0]
+
+  assert bad_frames(with_gap(0.6)) == [10, 11, 12, 13]  # 1 m in 5 frames is a movement
+  assert bad_frames(with_gap(2.0)) == [9, 10, 11, 12, 13, 14]
+
+
+def test_a_camera_jump_masks_both_hands():
+  camera = recordings.episode().T_world_camera_Fx4x4.copy()
+  camera[20:, 0, 3] += 0.25
+  valid, findings = doctor.check(recordings.episode(T_world_camera_Fx4x4=camera))
+  assert bad_frames(valid[:, 0]) == bad_frames(valid[:, 1]) == [19, 20]
+  assert "7.5 m/s, expected at most 6" in only(findings).detail
+
+
+def test_bone_drift_is_judged_against_the_episode_s_median():
+  episode = recordings.episode()
+  wrist = episode.keypoints_Fx2xPx3[15, 1, :1]
+  drifted = change_points(episode, (15, 1), lambda p: wrist + 1.35 * (p - wrist))
+  valid, findings = doctor.check(drifted)
+  assert bad_frames(valid[:, 1]) == [15]
+  assert only(findings).name == "bone_drift"
+  assert "35%" in only(findings).detail
+  assert doctor.check(change_points(episode, (15, 1), lambda p: wrist + 1.25 * (p - wrist)))[0].all()
+
+
+def test_another_unit_masks_the_hand_and_rejects_the_episode():
+  episode = recordings.episode()
+  centimetres = dataclasses.replace(episode, keypoints_Fx2xPx3=episode.keypoints_Fx2xPx3 * np.float32(3))
+  valid, findings = doctor.check(centimetres)
+  assert not valid.any()
+  assert [(f.name, f.severity) for f in findings] == [("hand_size", "masked"), ("hand_size", "masked"), ("no_hand", "rejected")]
+
+
+def test_a_short_episode_is_rejected():
+  assert doctor.check(recordings.episode(frames=doctor.MIN_FRAMES))[1] == []
+  finding = only(doctor.check(recordings.episode(frames=doctor.MIN_FRAMES - 1))[1])
+  assert (finding.name, finding.severity, finding.detail) == ("too_short", "rejected", "15 frames, expected at least 16")
+
+
+def test_one_hand_for_half_a_second_is_enough():
+  nan = change_points(recordings.episode(), (slice(None), 0), lambda p: p * np.nan)
+  assert {f.severity for f in doctor.check(nan)[1]} == {"masked"}
+  for frames, severity in ((25, "masked"), (26, "rejected")):  # 15 or 14 of 40 frames are left
+    both = change_points(nan, (slice(frames), 1), lambda p: p * np.nan)
+    assert doctor.check(both)[1][-1].severity == severity
+
+
+def test_real_samples_pass_whole(shared):
+  for episode in recordings.read_real(shared).values():
+    if isinstance(episode, Episode):
+      valid, findings = doctor.check(episode)
+      assert valid.all(), findings
+      assert findings == []
+
+
+@dataclasses.dataclass
+class Retargeted:
+  joints_FxJ: np.ndarray
+  residual_m_F: np.ndarray
+  valid_F: np.ndarray
+
+
+def fake_retarget(points, hand, side):
+  """Joints = hand number; residual beyond the limit at frame 4, no solution at frame 9 of the left hand."""
+  valid = np.isfinite(points).all(axis=(1, 2))
+  joints = np.where(valid[:, None], np.full((len(points), 3), hand), np.nan)
+  residual = np.where(valid, 0.01, np.nan)
+  if side == "left":
+    residual[4] = 0.06
+    valid[9] = False
+  return Retargeted(joints, residual, valid)
+
+
+def test_labels_mask_residuals_failures_and_the_doctor_s_frames():
+  valid = np.ones((40, 2), bool)
+  valid[2, 1] = False
+  result, findings = labels.label(recordings.episode(), (7.0, 8.0), valid, fake_retarget)
+  assert bad_frames(result.valid_Fx2[:, 0]) == [4, 9]
+  assert bad_frames(result.valid_Fx2[:, 1]) == [2]
+  assert [(f.name, f.side, f.count, f.first_frame) for f in findings] == [("retarget_failed", "left", 1, 9), ("residual", "left", 1, 4)]
+  for array in (result.T_world_wrist_Fx2x4x4, result.joints_Fx2xJ, result.residual_m_Fx2):
+    assert array.dtype == np.float32
+    flat = array.reshape(40, 2, -1)
+    assert np.isnan(flat[~result.valid_Fx2]).all()  # NaN and never zero
+    assert np.isfinite(flat[result.valid_Fx2]).all()
+  assert (result.joints_Fx2xJ[0, :, 0] == (7, 8)).all()
+
+
+def test_labels_wrist_is_the_keypoints_wrist_frame():
+  episode = recordings.episode()
+  result, _ = labels.label(episode, (0.0, 0.0), np.ones((40, 2), bool), fake_retarget)
+  good = result.valid_Fx2.all(axis=1)
+  np.testing.assert_allclose(result.T_world_wrist_Fx2x4x4[good], keypoints.wrist_frames(episode.keypoints_Fx2xPx3)[good], atol=1e-6)
+  step = geometry.se3_inverse(result.T_world_wrist_Fx2x4x4[0]) @ result.T_world_wrist_Fx2x4x4[30]
+  truth = recordings.wrist_path(40)
+  centre = geometry.se3_inverse(truth[0]) @ truth[30]  # the same rigid motion, seen from another frame on the hand: the same angle
+  np.testing.assert_allclose(geometry.so3_angle(step[:, :3, :3]), geometry.so3_angle(centre[:, :3, :3]), atol=1e-5)
+
+
+def test_a_flat_palm_is_masked_and_named():
+  episode = change_points(recordings.episode(), (5, 0), lambda p: np.outer(np.arange(21), (0.01, 0, 0)).astype(np.float32))
+  result, findings = labels.label(episode, (0.0, 0.0), np.ones((40, 2), bool), fake_retarget)
+  assert not result.valid_Fx2[5, 0]
+  assert [f.name for f in findings if f.first_frame == 5] == ["flat_palm"]
+
+
+def test_masked_frames_reach_the_retargeting_as_nan():
+  seen = {}
+
+  def spy(points, hand, side):
+    seen[side] = points
+    return fake_retarget(points, hand, side)
+
+  valid = np.ones((40, 2), bool)
+  valid[3, 0] = False
+  labels.label(recordings.episode(), (0.0, 0.0), valid, spy)
+  assert np.isnan(seen["left"][3]).all()
+  assert np.isfinite(np.delete(seen["left"], 3, axis=0)).all()
+
+
+@pytest.mark.parametrize("valid_frames", [14, 15])
+def test_check_valid_at_its_limit(valid_frames):
+  valid = np.zeros((40, 2), bool)
+  valid[:valid_frames, 1] = True
+  assert bool(doctor.check_valid(valid, 30.0)) == (valid_frames < 15)
