@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -13,7 +14,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data")]  # helpers: tiny.py, recordings.py
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,30 @@ def shared():
   if not SHARED.is_dir():
     pytest.skip("the folder ../shared with real recordings and hands is absent")
   return SHARED
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+  """Six synthetic recordings, prepared: five scenes to train on and one held out."""
+  import recordings
+
+  from egoscale_jax.data import prepare
+  from egoscale_jax.data.sources import egodex
+
+  folder = tmp_path_factory.mktemp("shards")
+  for i in range(6):
+    recordings.write(folder / "in", f"pour/{i}", frames=50 + i, seed=i, llm_description=f"Pour tea into cup {i}.")
+  prepare.prepare(egodex, folder / "in", folder / "out", "sharpa_wave", workers=1, image_size=64, validation=0.1)
+  return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, shards):
+  """A work directory of four steps of training on `shards`."""
+  import tiny
+
+  from egoscale_jax.train import main
+
+  workdir = tmp_path_factory.mktemp("run")
+  main.main(tiny.config(shards), workdir)
+  return workdir

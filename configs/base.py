@@ -1,0 +1,92 @@
+"""The reference shape (GR00T N1.7, 3 B) that the stages fill in. Not run by itself.
+
+Where the paper (arXiv:2602.16710) is silent the value is GR00T N1.7's, marked (N1.7). `debug(config)` makes any stage a toy that runs
+on a laptop.
+"""
+
+from ml_collections import ConfigDict
+
+
+def model():
+  """Sizes of the model: (N1.7) throughout; the paper names no backbone and no size."""
+  return ConfigDict(
+    dict(
+      vision=dict(depth=24, width=1024, heads=16, mlp=4096, patch=16, merge=2, temporal_patch=2, position_side=48, deepstack=(5, 11, 17)),
+      language=dict(
+        layers=16, width=2048, heads=16, kv_heads=8, head_dim=128, mlp=6144, vocab=151936, rope_theta=5e6, mrope_sections=(24, 20, 20)
+      ),
+      mixer=dict(layers=4, heads=32, head_dim=64, mask_padding=True),
+      expert=dict(layers=32, heads=32, head_dim=48, output=1024, embodiments=32, max_positions=1024, time_buckets=1000, state_dropout=0.2),
+      horizon=40,
+      action_dim=132,
+      state_dim=132,
+      image_token=151655,
+      flow=dict(alpha=1.5, beta=1.0, scale=0.999, steps=4),
+      dropout=0.2,
+      remat=True,
+      dtype="bfloat16",
+    )
+  )
+
+
+def get_config(mode=""):
+  config = ConfigDict()
+  config.model = model()
+  config.seed = 0
+
+  config.data = ConfigDict()
+  config.data.shards = ""  # the output directory of `egoscale prepare`
+  config.data.image_size = (256, 256)  # height, width; both a multiple of patch * merge
+  config.data.cameras = ("ego",)  # human video has the head camera only
+  config.data.stride = 1  # frames between the steps of a chunk: 1 = every frame of the 30 Hz (paper section 2.2: 30 FPS)
+  config.data.text_tokens = 48  # room for the instruction, its template included
+  config.data.tokenizer = ""  # a tokenizer.json; empty: a small one is built from the shards' own instructions
+  config.data.slots = dict(human=26)  # which adapter an embodiment uses; 26 is the EgoScale robot's and its human data's (N1.7)
+  config.data.threads = 8  # reader threads a process
+  config.data.workers = 0  # worker processes a host; the examples do not depend on it
+  config.data.prefetch = 4  # batches
+
+  config.batch_size = 8192  # global
+  config.steps = 100_000
+  config.flow_draws = 1  # (noise, time) pairs for one pass of the backbone (N1.7)
+  config.init_from = ""  # a work directory of the stage before: parameters only
+  config.optim = dict(
+    learning_rate=5e-5, warmup=0.05, b1=0.95, b2=0.999, eps=1e-8, weight_decay=1e-5, clip_norm=1.0
+  )  # AdamW, cosine, warm-up as a share of the steps (GR00T N1's Table 6, N1.7; the paper is silent)
+  config.train_parts = (".*",)  # regular expressions on parameter paths; the rest is frozen, without gradient or optimizer state
+  config.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1: all that is left
+
+  config.log_every = 20
+  config.checkpoint_every = 1000
+  config.keep_checkpoints = 3
+  config.validate_every = 5000
+  config.validation = dict(episodes=2000, times=20, draws=16, batch_size=512)  # paper section 3.3
+  return config
+
+
+def debug(config):
+  """The same stage with toy sizes: minutes on two cores."""
+  m = config.model
+  m.vision = dict(depth=2, width=64, heads=4, mlp=128, patch=16, merge=2, temporal_patch=2, position_side=8, deepstack=(0,))
+  m.language = dict(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=128, vocab=512, rope_theta=5e6, mrope_sections=(4, 2, 2))
+  m.mixer = dict(layers=1, heads=4, head_dim=16, mask_padding=True)
+  m.expert = dict(layers=4, heads=4, head_dim=16, output=64, embodiments=2, max_positions=64, time_buckets=1000, state_dropout=0.2)
+  m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
+  config.data.update(image_size=(64, 64), threads=2, prefetch=2, slots=dict(human=0))
+  config.batch_size = 16
+  config.steps = 300
+  config.flow_draws = 4
+  config.optim.learning_rate = 1e-3
+  config.mesh.update(data=-1, fsdp=1)
+  config.log_every = 10
+  config.checkpoint_every = 100
+  config.validate_every = 100
+  config.validation.update(episodes=8, times=4, draws=4, batch_size=16)
+  return config
+
+
+def finish(config, mode):
+  """Applies the mode of `--config=configs/X.py:MODE`."""
+  if mode not in ("", "debug"):
+    raise ValueError(f"configs take no mode or 'debug', found {mode!r}")
+  return debug(config) if mode == "debug" else config

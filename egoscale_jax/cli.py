@@ -1,0 +1,169 @@
+"""The command line: `egoscale VERB ...`, also `python -m egoscale_jax.cli VERB ...`. A user's mistake is one line and exit code 1."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+from egoscale_jax.errors import UserError
+
+
+def simulate(arguments):
+  from egoscale_jax.sim import record
+
+  record.record(
+    pathlib.Path(arguments.output), arguments.episodes, arguments.seed, arguments.workers, (arguments.image_size, arguments.image_size)
+  )
+  print(f"wrote {arguments.episodes} recordings to {arguments.output}")
+
+
+def prepare(arguments):
+  from egoscale_jax.data import prepare
+  from egoscale_jax.data.sources import egodex, simulated
+
+  summary = prepare.prepare(
+    {"egodex": egodex, "simulated": simulated}[arguments.source],
+    arguments.input,
+    arguments.output,
+    arguments.hand,
+    arguments.workers,
+    image_size=arguments.image_size,
+    validation=arguments.validation,
+  )
+  print("\n".join(summary.lines()))
+
+
+def train(arguments):
+  from egoscale_jax import config
+  from egoscale_jax.train import main
+
+  main.main(config.parse(arguments.config), arguments.workdir)
+
+
+def evaluate(arguments):
+  from egoscale_jax import config
+  from egoscale_jax.evaluate import validation
+  from egoscale_jax.train import checkpoint, run
+  from egoscale_jax.view import plots
+
+  wanted = config.parse(arguments.config)
+  opened, params, step = run.open_run(arguments.workdir, shards=wanted.data.shards or None)
+  opened.config.validation = wanted.validation
+  figures = validation.Validation(opened.config, opened.prompt, opened.model, opened.statistics).run(params)
+  if not figures["points"]:
+    raise UserError(f"{opened.config.data.shards}: the validation split holds no labelled frame")
+  output = pathlib.Path(arguments.workdir) / "validation.json"
+  checkpoint.write_json(output, {"step": step, **figures})
+  plots.baselines(figures, output.with_suffix(".png"))
+  print(json.dumps({"step": step, **figures}, indent=1))
+  print(f"wrote {output} and {output.with_suffix('.png')}")
+
+
+def view(arguments):
+  from egoscale_jax.view import video
+
+  video.view(arguments.input, arguments.output, arguments.episode, arguments.workdir)
+  print(f"wrote {arguments.output}")
+
+
+def report(arguments):
+  from egoscale_jax.view import report
+
+  report.write(arguments.workdir, arguments.shards, arguments.output)
+  print(f"wrote {arguments.output}")
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+    prog="egoscale", description="From egocentric human video to a dexterous robot policy.", allow_abbrev=False
+  )
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+  def verb(function, summary, example):
+    sub = verbs.add_parser(
+      function.__name__,
+      help=summary,
+      description=summary,
+      epilog=f"example:\n  {example}",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+    )
+    sub.set_defaults(function=function)
+    return sub
+
+  sub = verb(simulate, "Write simulated recordings in EgoDex's format.", "egoscale simulate --output=recordings --episodes=20")
+  sub.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+  sub.add_argument("--episodes", type=int, default=20, metavar="N", help="how many (default 20); the tasks take turns")
+  sub.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same recordings (default 0)")
+  sub.add_argument("--image_size", type=int, default=96, metavar="PIXELS", help="side of the square frames (default 96)")
+  sub.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")
+
+  sub = verb(
+    prepare, "Recordings to shards: read, check, label, store.", "egoscale prepare --source=egodex --input=recordings --output=shards"
+  )
+  sub.add_argument("--source", required=True, choices=("egodex", "simulated"), help="the format of the recordings")
+  sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
+  sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the shards, statistics.json and manifest.json")
+  sub.add_argument("--hand", default="sharpa_wave", metavar="NAME", help="robot hand to retarget to (default sharpa_wave)")
+  sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
+  sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
+  sub.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="share of the scenes held out (default 0.1)")
+
+  config_help = "a config, then its overrides: --config=configs/X.py[:debug] --config.key=value ..."
+  sub = verb(
+    train,
+    "Train, or go on with what is in the work directory.",
+    "egoscale train --config=configs/pretrain.py:debug --workdir=runs/try --config.data.shards=shards",
+  )
+  sub.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics.jsonl and all that a later stage needs")
+  sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help)
+
+  sub = verb(
+    evaluate,
+    "Validation with fixed noise: validation.json and a picture in the work directory.",
+    "egoscale evaluate --config=configs/pretrain.py:debug --workdir=runs/try",
+  )
+  sub.add_argument("--workdir", required=True, metavar="DIR", help="a work directory of `egoscale train`")
+  sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help + " (its validation and data.shards are used)")
+
+  sub = verb(
+    view,
+    "Frames with projected keypoints; with --workdir the true and the predicted chunks too.",
+    "egoscale view --input=shards --output=hands.mp4",
+  )
+  sub.add_argument("--input", required=True, metavar="PATH", help="a shards folder, or a recording's .hdf5")
+  sub.add_argument("--output", required=True, metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
+  sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a shards folder (default 0)")
+  sub.add_argument("--workdir", metavar="DIR", help="a work directory of `egoscale train`")
+
+  sub = verb(
+    report, "One self-contained page on a run.", "egoscale report --workdir=runs/try --shards=shards --output=runs/try/report.html"
+  )
+  sub.add_argument("--workdir", required=True, metavar="DIR", help="a work directory of `egoscale train`")
+  sub.add_argument("--shards", required=True, metavar="DIR", help="the shards that it was trained on")
+  sub.add_argument("--output", required=True, metavar="FILE", help="the .html to write")
+  return parser
+
+
+def main(argv=None):
+  argv = sys.argv[1:] if argv is None else argv
+  overrides = [a for a in argv if a.startswith("--config.")]
+  arguments = _parser().parse_args([a for a in argv if not a.startswith("--config.")])
+  if "config" in arguments:
+    arguments.config = [f"--config={arguments.config}", *overrides]
+  try:
+    if overrides and "config" not in arguments:
+      raise UserError(f"{overrides[0]}: `egoscale {arguments.verb}` takes no config")
+    arguments.function(arguments)
+  except UserError as error:
+    print(f"egoscale {arguments.verb}: {error}", file=sys.stderr)
+    return 1
+  except BrokenPipeError:
+    # The reader of our output went away (`| head`): not an error of ours; stdout is replaced so that the exit flush is silent.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,43 @@
+"""Rectified flow: x_t = (1 - t) noise + t action; the model predicts the velocity action - noise (paper section 2.3; values of GR00T N1.7).
+
+t = 0 is noise, t = 1 is the action. Everything here is a pure function of arrays; the noise of an example comes from its own key.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def example_keys(seed, position_B):
+  """One key an example, from the run's seed and its position in the stream: any topology and any resume draws the same noise."""
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), position_B)
+
+
+def sample_time(key_B, alpha, beta, scale):
+  """t [B] = scale * (1 - u), u ~ Beta(alpha, beta): more weight on noisy inputs."""
+  return jax.vmap(lambda key: scale * (1.0 - jax.random.beta(key, alpha, beta)))(key_B)
+
+
+def sample_noise(key_B, shape):
+  """Standard normal [B, *shape]."""
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
+
+
+def interpolate(noise_BxTxA, action_BxTxA, time_B):
+  t = time_B[:, None, None]
+  return (1.0 - t) * noise_BxTxA + t * action_BxTxA
+
+
+def masked_mean(value_BxTxA, mask_BxTxA):
+  """Mean over the mask; masked values may be anything, NaN too. An empty mask gives zero."""
+  total = jnp.sum(jnp.where(mask_BxTxA, value_BxTxA, 0.0))
+  return total / jnp.maximum(jnp.sum(mask_BxTxA), 1)
+
+
+def euler(velocity, noise_BxTxA, steps):
+  """Forward Euler from t = 0 to 1 in `steps` equal steps; velocity(x_BxTxA, time_B) -> [B, T, A]."""
+
+  def step(x, i):
+    time_B = jnp.full(x.shape[:1], i / steps, x.dtype)
+    return x + velocity(x, time_B) / steps, None
+
+  return jax.lax.scan(step, noise_BxTxA, jnp.arange(steps, dtype=noise_BxTxA.dtype))[0]

@@ -1,0 +1,102 @@
+"""Language decoder in the shape of Qwen3: grouped queries, RMSNorm on queries and keys, SwiGLU, interleaved M-RoPE, DeepStack inputs."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from egoscale_jax.models import attention, layers
+
+
+def mrope_positions(is_image_BxL, token_mask_BxL, grid):
+  """Positions [3, B, L] (time, row, column) of every token; `grid` = (rows, cols) of one image's merged tokens.
+
+  ```
+  token   <s> i i i i </s> go      grid (2, 2)
+  time     0  1 1 1 1  3   4       an image's tokens count from the next free position,
+  row      0  1 1 2 2  3   4       the text after it from the largest + 1;
+  column   0  1 2 1 2  3   4       padding does not count
+  ```
+  """
+  rows, cols = grid
+  counts = (is_image_BxL & token_mask_BxL).astype(jnp.int32)
+  within = (jnp.cumsum(counts, axis=1) - 1) % (rows * cols)  # a token's place in its own image
+  last = (within == rows * cols - 1) & (counts > 0)
+  advance = jnp.where(counts > 0, jnp.where(last, max(rows, cols), 0), token_mask_BxL.astype(jnp.int32))
+  base = jnp.cumsum(advance, axis=1) - advance
+  row = jnp.where(counts > 0, within // cols, 0)
+  column = jnp.where(counts > 0, within % cols, 0)
+  return jnp.stack([base, base + row, base + column])
+
+
+def mrope_angles(position_3xBxL, head_dim, theta, sections):
+  """Angles [B, L, H/2]: frequency i reads row where i % 3 == 1 and i < 3 * sections[1], column where i % 3 == 2 and i < 3 * sections[2]."""
+  half = head_dim // 2
+  index = np.arange(half)
+  axis = np.where((index % 3 == 1) & (index < 3 * sections[1]), 1, np.where((index % 3 == 2) & (index < 3 * sections[2]), 2, 0))
+  frequency = jnp.asarray(theta ** (-index / half), jnp.float32)
+  position = jnp.moveaxis(position_3xBxL, 0, -1).astype(jnp.float32)[..., axis]
+  return position * frequency[None, None, :]
+
+
+class Block(nn.Module):
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x_BxLxD, extra_BxLxD, angle_BxLxR, mask_BxLxL):
+    norm = lambda name: nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)  # noqa: E731
+    y = norm("norm_attention")(x_BxLxD)
+    q = norm("norm_query")(layers.dense((self.heads, self.head_dim), "query", self.dtype, bias=False)(y))
+    k = norm("norm_key")(layers.dense((self.kv_heads, self.head_dim), "key", self.dtype, bias=False)(y))
+    v = layers.dense((self.kv_heads, self.head_dim), "value", self.dtype, bias=False)(y)
+    out = attention.attend(layers.rotate(q, angle_BxLxR), layers.rotate(k, angle_BxLxR), v, mask_BxLxL)
+    x_BxLxD += layers.dense(x_BxLxD.shape[-1], "out", self.dtype, bias=False, axis=(-2, -1))(out)
+
+    y = norm("norm_mlp")(x_BxLxD)
+    gate = nn.silu(layers.dense(self.mlp, "gate", self.dtype, bias=False)(y))
+    y = gate * layers.dense(self.mlp, "up", self.dtype, bias=False)(y)
+    x_BxLxD += layers.dense(x_BxLxD.shape[-1], "down", self.dtype, bias=False)(y)
+    if extra_BxLxD is not None:  # DeepStack: an earlier vision tap, added to the image tokens
+      x_BxLxD += extra_BxLxD
+    return x_BxLxD, None
+
+
+class Language(nn.Module):
+  """Embedded tokens [B, L, D] -> features [B, L, D] of the last kept layer, before the final norm (which the action head never reads)."""
+
+  layers: int
+  width: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp: int
+  vocab: int
+  rope_theta: float
+  mrope_sections: tuple[int, int, int]
+  remat: bool
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.embedding = self.param("embedding", layers.truncated, (self.vocab, self.width))
+
+  def embed(self, token_BxL):
+    return jnp.take(self.embedding, token_BxL, axis=0).astype(self.dtype)
+
+  @nn.compact
+  def __call__(self, x_BxLxD, deepstack, is_image_BxL, token_mask_BxL, grid):
+    """`deepstack`: list of [B, L, D], zero off the image tokens, one for each of the first blocks."""
+    angle = mrope_angles(mrope_positions(is_image_BxL, token_mask_BxL, grid), self.head_dim, self.rope_theta, self.mrope_sections)
+    length = x_BxLxD.shape[1]
+    mask_BxLxL = jnp.tril(jnp.ones((1, length, length), bool)) & token_mask_BxL[:, None, :]
+    sizes = (self.heads, self.kv_heads, self.head_dim, self.mlp, self.dtype)
+    early = len(deepstack)
+    if early:
+      run = layers.scan_blocks(Block, early, self.remat, in_axes=(0, nn.broadcast, nn.broadcast))
+      x_BxLxD, _ = run(*sizes, name="deepstack_blocks")(x_BxLxD, jnp.stack(deepstack), angle, mask_BxLxL)
+    if self.layers > early:
+      run = layers.scan_blocks(Block, self.layers - early, self.remat, in_axes=nn.broadcast)
+      x_BxLxD, _ = run(*sizes, name="blocks")(x_BxLxD, None, angle, mask_BxLxL)
+    return x_BxLxD

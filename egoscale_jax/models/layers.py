@@ -1,0 +1,108 @@
+"""Building blocks that the encoder, the decoder and the expert share. Parameters are float32; `dtype` is the dtype of the arithmetic."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egoscale_jax.models import attention
+
+truncated = nn.initializers.truncated_normal(0.02)
+
+
+def layer_norm(name, dtype, affine=True, eps=1e-6):
+  return nn.LayerNorm(epsilon=eps, use_bias=affine, use_scale=affine, dtype=dtype, name=name)
+
+
+def dense(features, name, dtype, bias=True, axis=-1):
+  return nn.DenseGeneral(features, axis=axis, use_bias=bias, dtype=dtype, kernel_init=nn.initializers.lecun_normal(), name=name)
+
+
+def rotate(x_BxLxNxH, angle_BxLxR):
+  """Rotary embedding, halves convention: angles [B or 1, L, H/2] in radians turn the pairs (x[i], x[i + H/2])."""
+  cos, sin = (f(angle_BxLxR.astype(jnp.float32))[:, :, None, :] for f in (jnp.cos, jnp.sin))
+  first, second = jnp.split(x_BxLxNxH.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxLxNxH.dtype)
+
+
+def sinusoid(position, width, spacing, cos_first):
+  """position [...] -> [..., width]: sines and cosines of frequencies 10000^(-i / spacing), i < width / 2, one half after the other."""
+  frequency = jnp.asarray(np.exp(-np.log(10000.0) * np.arange(width // 2) / spacing), jnp.float32)
+  angle = position.astype(jnp.float32)[..., None] * frequency.reshape((1,) * position.ndim + (-1,))
+  halves = (jnp.cos(angle), jnp.sin(angle)) if cos_first else (jnp.sin(angle), jnp.cos(angle))
+  return jnp.concatenate(halves, axis=-1)
+
+
+class Mlp(nn.Module):
+  """Linear, activation, linear, with biases."""
+
+  hidden: int
+  out: int
+  dtype: jnp.dtype
+  approximate_gelu: bool = True
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.gelu(dense(self.hidden, "up", self.dtype)(x), approximate=self.approximate_gelu)
+    return dense(self.out, "down", self.dtype)(x)
+
+
+class Attention(nn.Module):
+  """Multi-head attention with biases; reads itself, or `source` if given. Used by the vision encoder and the expert."""
+
+  heads: int
+  head_dim: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x_BxLxD, source_BxMxD=None, mask_BxLxM=None, angle_BxLxR=None):
+    source = x_BxLxD if source_BxMxD is None else source_BxMxD
+    q = dense((self.heads, self.head_dim), "query", self.dtype)(x_BxLxD)
+    k = dense((self.heads, self.head_dim), "key", self.dtype)(source)
+    v = dense((self.heads, self.head_dim), "value", self.dtype)(source)
+    if angle_BxLxR is not None:
+      q, k = rotate(q, angle_BxLxR), rotate(k, angle_BxLxR)
+    out = attention.attend(q, k, v, mask_BxLxM)
+    return dense(x_BxLxD.shape[-1], "out", self.dtype, axis=(-2, -1))(out)
+
+
+class EmbodimentLinear(nn.Module):
+  """One linear map an embodiment: weights [E, in, out], chosen by its slot (paper section 2.3, GR00T N1)."""
+
+  embodiments: int
+  features: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x_BxTxI, slot_B):
+    shape = (self.embodiments, x_BxTxI.shape[-1], self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), shape)
+    bias = self.param("bias", nn.initializers.zeros, (self.embodiments, self.features))
+    out = jnp.einsum("bti,bio->bto", x_BxTxI.astype(self.dtype), jnp.take(kernel, slot_B, axis=0).astype(self.dtype))
+    return out + jnp.take(bias, slot_B, axis=0)[:, None].astype(self.dtype)
+
+
+class EmbodimentMlp(nn.Module):
+  """Two-layer ReLU MLP, one an embodiment."""
+
+  embodiments: int
+  hidden: int
+  out: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x_BxTxI, slot_B):
+    x = jax.nn.relu(EmbodimentLinear(self.embodiments, self.hidden, self.dtype, name="up")(x_BxTxI, slot_B))
+    return EmbodimentLinear(self.embodiments, self.out, self.dtype, name="down")(x, slot_B)
+
+
+def scan_blocks(block, length, remat, **kwargs):
+  """nn.scan over `length` equal blocks with stacked parameters, each recomputed in the backward pass if `remat`."""
+  body = nn.remat(block, prevent_cse=False) if remat else block
+  return nn.scan(
+    body,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    length=length,
+    **kwargs,
+  )

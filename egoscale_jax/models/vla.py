@@ -1,0 +1,99 @@
+"""The policy: vision and language -> features (once an observation); action expert -> velocity (once a flow step)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from egoscale_jax.models import action_expert, flow, language, vision
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """What the expert reads, computed once an observation."""
+
+  feature_BxLxD: jax.Array
+  token_mask_BxL: jax.Array
+  is_image_BxL: jax.Array
+
+
+class VLA(nn.Module):
+  """All sizes from `config.model` (see configs/base.py)."""
+
+  config: ml_collections.ConfigDict
+
+  def setup(self):
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    self.vision = vision.Vision(**c.vision, out=c.language.width, remat=c.remat, dtype=dtype)
+    self.language = language.Language(**c.language, remat=c.remat, dtype=dtype)
+    self.mixer = action_expert.FeatureMixer(**c.mixer, dropout=c.dropout, remat=c.remat, dtype=dtype)
+    self.expert = action_expert.ActionExpert(**c.expert, action_dim=c.action_dim, dropout=c.dropout, remat=c.remat, dtype=dtype)
+
+  def features(self, batch, train=False):
+    """Batch -> Features. An absent image's tokens are masked; so is padding."""
+    b, c, y, x = batch.image_BxCxYxXx3.shape[:4]
+    cell = self.config.vision.patch * self.config.vision.merge
+    image_tokens, taps = self.vision(batch.image_BxCxYxXx3.reshape(b * c, y, x, 3))
+    is_image = batch.token_BxL == self.config.image_token
+    present = jnp.repeat(batch.image_mask_BxC, (y // cell) * (x // cell), axis=1)
+    place = jnp.maximum(jnp.cumsum(is_image, axis=1) - 1, 0)  # which image token stands here
+    token_mask = batch.token_mask_BxL & (~is_image | jnp.take_along_axis(present, place, axis=1))
+
+    def scatter(tokens):  # [B * C, L', D] -> [B, L, D], zero off the image tokens
+      tokens = tokens.reshape(b, -1, tokens.shape[-1])
+      return jnp.where(is_image[..., None], jnp.take_along_axis(tokens, place[..., None], axis=1), 0)
+
+    embedded = jnp.where(is_image[..., None], scatter(image_tokens), self.language.embed(batch.token_BxL))
+    hidden = self.language(embedded, [scatter(tap) for tap in taps], is_image, token_mask, (y // cell, x // cell))
+    return Features(self.mixer(hidden, token_mask, train), token_mask, is_image)
+
+  def velocity(self, features, batch, x_BxTxA, time_B, train=False):
+    """Velocity [B, T, A] float32 at (x_t, t). Masked action values are zeroed before they are read, masked steps are not attended to."""
+    x_BxTxA = jnp.where(batch.action_mask_BxTxA, x_BxTxA, 0.0)
+    out = self.expert(
+      features.feature_BxLxD,
+      features.token_mask_BxL,
+      features.is_image_BxL,
+      batch.state_BxS,
+      batch.state_mask_B,
+      batch.embodiment_B,
+      x_BxTxA,
+      jnp.any(batch.action_mask_BxTxA, axis=-1),
+      time_B,
+      train,
+    )
+    return out.astype(jnp.float32)
+
+  def __call__(self, batch):
+    """Touches every parameter: for init."""
+    return self.velocity(self.features(batch), batch, batch.action_BxTxA, jnp.zeros(batch.position_B.shape))
+
+
+def loss(model, params, batch, seed, draws, train=True):
+  """Flow-matching loss, masked; `draws` (noise, time) pairs for one pass of the backbone, which costs most of a step. -> scalar float32."""
+  c = model.config.flow
+  key_B = flow.example_keys(seed, batch.position_B)
+  dropout = jax.random.fold_in(jax.random.key(seed), batch.position_B[0])
+  dropout_features, dropout_velocity = jax.random.split(dropout)
+  features = model.apply(params, batch, train, method=VLA.features, rngs={"dropout": dropout_features})
+
+  key_B = jax.vmap(lambda key: jax.random.split(key, draws))(key_B).reshape(-1)  # [B * draws], an example's draws together
+  repeat = lambda tree: jax.tree.map(lambda a: jnp.repeat(a, draws, axis=0), tree)  # noqa: E731
+  batch, features = repeat(dataclasses.replace(batch, image_BxCxYxXx3=None, token_BxL=None)), repeat(features)
+  noise_key, time_key = jnp.moveaxis(jax.vmap(jax.random.split)(key_B), 1, 0)
+  action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
+  noise = flow.sample_noise(noise_key, action.shape[1:])
+  time_B = flow.sample_time(time_key, c.alpha, c.beta, c.scale)
+  x_t = flow.interpolate(noise, action, time_B)
+  velocity = model.apply(params, features, batch, x_t, time_B, train, method=VLA.velocity, rngs={"dropout": dropout_velocity})
+  return flow.masked_mean((velocity - (action - noise)) ** 2, batch.action_mask_BxTxA)
+
+
+def sample(model, params, features, batch, noise_BxTxA, steps):
+  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; masked dimensions stay as the noise left them."""
+  velocity = lambda x, t: model.apply(params, features, batch, x, t, method=VLA.velocity)  # noqa: E731
+  return flow.euler(velocity, noise_BxTxA, steps)

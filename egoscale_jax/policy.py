@@ -1,0 +1,74 @@
+"""The policy: what the camera sees and what is asked -> a chunk of wrist poses and joint targets, in metres and radians."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egoscale_jax.data import actions, spec, transforms
+from egoscale_jax.errors import UserError
+from egoscale_jax.models import flow, vla
+from egoscale_jax.train import run as run_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """Left hand, then right. Step k is `(k + 1) * stride` frames after the observation."""
+
+  T_start_wrist_Tx2x4x4: np.ndarray  # wrist at the step, seen from the wrist at the observation
+  joints_Tx2xJ: np.ndarray  # radians, targets
+  joint_names: tuple[str, ...]
+
+
+class Policy:
+  """`Policy(workdir)` opens a work directory of `egoscale train`; calling it samples one chunk."""
+
+  def __init__(self, workdir):
+    self.run, self.params, self.step = run_lib.open_run(workdir)
+    self.config = self.run.config
+    stats = self.run.statistics
+    self.joint_names = stats.joint_names
+    self.normalizer = stats.normalizer(self.config.model.horizon, self.config.data.stride)
+    self._sample = jax.jit(functools.partial(_sample, self.run.model))
+
+  def __call__(self, images, text, embodiment="human", seed=0):
+    """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size; text: the instruction -> Chunk."""
+    batch = self._batch(images, text, embodiment)
+    action = self._sample(self.params, batch, jax.random.key(seed))
+    width = len(self.normalizer.low_A)
+    pose, joints = actions.split_chunk(self.normalizer.denormalize(np.asarray(action)[0, :, :width]), len(self.joint_names))
+    return Chunk(pose, joints, self.joint_names)
+
+  def _batch(self, images, text, embodiment):
+    c = self.config
+    if len(images) != len(c.data.cameras):
+      raise UserError(f"images: found {len(images)}, expected one for each of the cameras {tuple(c.data.cameras)}")
+    for i, image in enumerate(images):
+      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(f"images[{i}]: found {image.dtype} {image.shape}, expected uint8 [height, width, 3]")
+    if embodiment not in c.data.slots:
+      raise UserError(f"embodiment: found {embodiment!r}, expected one of {sorted(c.data.slots)}")
+    token, token_mask = self.run.prompt(text)
+    m = c.model
+    observed = np.pad(self.normalizer.observed_A, (0, m.action_dim - len(self.normalizer.observed_A)))
+    return spec.Batch(
+      image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size) for image in images])[None],
+      image_mask_BxC=np.ones((1, len(images)), bool),
+      token_BxL=token[None],
+      token_mask_BxL=token_mask[None],
+      state_BxS=np.zeros((1, m.state_dim), np.float32),
+      state_mask_B=np.zeros(1, bool),
+      action_BxTxA=np.zeros((1, m.horizon, m.action_dim), np.float32),
+      action_mask_BxTxA=np.broadcast_to(observed, (1, m.horizon, m.action_dim)),
+      embodiment_B=np.asarray([c.data.slots[embodiment]], np.int32),
+      position_B=np.zeros(1, np.int32),
+    )
+
+
+def _sample(model, params, batch, key):
+  """The backbone once, the expert once a flow step -> [1, T, A], normalised."""
+  features = model.apply({"params": params}, batch, method=vla.VLA.features)
+  noise = flow.sample_noise(jnp.stack([key]), batch.action_BxTxA.shape[1:])
+  return vla.sample(model, {"params": params}, features, batch, noise, model.config.flow.steps)

@@ -1,0 +1,1 @@
+"""Training: read main.py first."""

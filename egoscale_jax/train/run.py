@@ -1,0 +1,127 @@
+"""A work directory: config, tokenizer, statistics, checkpoints; what the next stage, the policy, the evaluation and a colab open.
+
+```
+workdir/config.json tokenizer.json statistics.json metrics.jsonl checkpoints/STEP/
+```
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import ml_collections
+
+from egoscale_jax.data import manifest, spec, statistics, tokenizer
+from egoscale_jax.errors import UserError
+from egoscale_jax.models import vla
+from egoscale_jax.train import checkpoint, sharding
+from egoscale_jax.train import step as step_lib
+
+# What may differ when a run goes on: nothing that changes a number of it.
+FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "validation", "mesh")
+FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch", "shards")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What is known before a parameter is allocated."""
+
+  config: ml_collections.ConfigDict
+  prompt: tokenizer.Prompt
+  statistics: statistics.Statistics  # the ones that the parameters were trained with
+  model: vla.VLA
+  mesh: jax.sharding.Mesh
+  state_shapes: step_lib.TrainState
+  state_shardings: step_lib.TrainState
+
+  @property
+  def batch_shapes(self):
+    return spec.batch_shapes(self.config, self.prompt.length)
+
+
+def make_run(config, text_tokenizer, stats, devices=None):
+  """Config, tokenizer and statistics -> Run: shapes and shardings by jax.eval_shape."""
+  cell = config.model.vision.patch * config.model.vision.merge
+  height, width = config.data.image_size
+  if height % cell or width % cell:
+    raise UserError(f"config.data.image_size: found {(height, width)}, expected multiples of patch x merge = {cell}")
+  if config.model.expert.layers % 4:
+    raise UserError(f"config.model.expert.layers: found {config.model.expert.layers}, expected a multiple of 4")
+  prompt = tokenizer.Prompt(text_tokenizer, len(config.data.cameras), (height // cell) * (width // cell), config.data.text_tokens)
+  prompt.check(config.model)
+  model = vla.VLA(config.model)
+  mesh = sharding.make_mesh(config, devices)
+  shapes = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), spec.batch_shapes(config, prompt.length))
+  return Run(config, prompt, stats, model, mesh, shapes, sharding.state_shardings(shapes, mesh))
+
+
+def start(config, workdir):
+  """Makes or continues a work directory -> Run. The tokenizer and the statistics are fixed at the first start."""
+  workdir = pathlib.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+  if not config.data.shards:
+    raise UserError("config.data.shards: found nothing, expected the output directory of `egoscale prepare`")
+  shards = pathlib.Path(config.data.shards)
+  if (workdir / "config.json").exists():
+    _check_resume(workdir, config)
+  else:
+    texts = [episode["text"] for episode in manifest.load(shards)["episodes"] if "text" in episode]
+    given = config.data.tokenizer
+    made = tokenizer.load(given) if given else tokenizer.build(texts, config.model.language.vocab)
+    stats = statistics.load(shards / "statistics.json")
+    try:
+      made.save(str(workdir / "tokenizer.json"))
+      stats.save(workdir / "statistics.json")
+      checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
+    except OSError as error:
+      raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+  return make_run(config, tokenizer.load(workdir / "tokenizer.json"), statistics.load(workdir / "statistics.json"))
+
+
+def open_run(workdir, shards=None):
+  """An existing work directory -> (Run on this process's first device, its newest parameters, its step)."""
+  workdir = pathlib.Path(workdir)
+  if not (workdir / "config.json").is_file():
+    raise UserError(f"{workdir}: config.json is missing, expected a work directory of `egoscale train`")
+  config = ml_collections.ConfigDict(_tuples(json.loads((workdir / "config.json").read_text(encoding="utf-8"))))
+  config.mesh = dict(data=1, fsdp=1, tensor=1)
+  if shards is not None:
+    config.data.shards = str(shards)
+  stats = statistics.load(workdir / "statistics.json")
+  run = make_run(config, tokenizer.load(workdir / "tokenizer.json"), stats, jax.devices()[:1])
+  step = checkpoint.latest_step(workdir)
+  params = checkpoint.restore_params(workdir, run.state_shapes.params, run.state_shardings.params)
+  return run, params, step
+
+
+def _tuples(value):
+  """JSON has lists where a config has tuples."""
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _flat(config, prefix=""):
+  for key, value in config.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _check_resume(workdir, config):
+  """A run goes on only with the config that it began with, but for what changes no number."""
+  old = dict(_flat(json.loads((workdir / "config.json").read_text(encoding="utf-8"))))
+  new = dict(_flat(json.loads(config.to_json())))
+  free = (*FREE_ON_RESUME, *(f"data.{name}" for name in FREE_DATA_ON_RESUME))
+  changed = [
+    f"config.{key}: found {new.get(key, 'nothing')}, the run began with {old.get(key, 'nothing')}"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and not any(key == name or key.startswith(name + ".") for name in free)
+  ]
+  if changed:
+    raise UserError(f"--workdir={workdir} holds another run: {'; '.join(changed[:3])}; take a new --workdir")

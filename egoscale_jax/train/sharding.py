@@ -1,0 +1,99 @@
+"""The mesh and the one table that says how every parameter is sharded.
+
+Axes: `data` (batch), `fsdp` (batch, and one axis of every large parameter), `tensor` (heads and mlp). A rule is a regular expression
+on the parameter's path and the PartitionSpec of its *last* axes; leading axes (scanned blocks, embodiments) are replicated. Every
+parameter matches exactly one rule, every rule is used, or it is an error: nothing is replicated by accident. Optimizer moments follow
+their parameter.
+"""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from egoscale_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+RULES = (
+  (r"vision/patch_embed/kernel", P("fsdp", "tensor")),
+  (r"vision/position", P(None, "fsdp")),
+  (r"language/embedding", P("tensor", "fsdp")),
+  (r".*/(query|key|value)/kernel", P("fsdp", "tensor", None)),
+  (r".*/(query|key|value)/bias", P("tensor", None)),
+  (r".*/attention/out/kernel|language/.*/out/kernel", P("tensor", None, "fsdp")),
+  (r".*/(mlp/up|gate)/kernel|language/(deepstack_)?blocks/up/kernel", P("fsdp", "tensor")),
+  (r".*/mlp/down/kernel|language/(deepstack_)?blocks/down/kernel", P("tensor", "fsdp")),
+  (r"expert/(state_encoder|action_encoder|action_decoder)/.*/kernel", P(None, "fsdp")),
+  (r"expert/(groups/.*/time|time_in|time_out|modulate_out|out)/kernel", P("fsdp", "tensor")),
+  (r"expert/position", P(None, "fsdp")),
+  (r"expert/missing_state|.*norm[^/]*/(scale|bias)|(?!.*/(query|key|value)/).*/bias", P()),
+)
+
+
+def make_mesh(config, devices=None):
+  """config.mesh = {axis: size, one of them -1 for all that is left} -> Mesh."""
+  devices = jax.devices() if devices is None else devices
+  sizes = [config.mesh[axis] for axis in AXES]
+  if sizes.count(-1) == 1:
+    rest = int(np.prod([size for size in sizes if size != -1]))
+    sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
+  if int(np.prod(sizes)) != len(devices):
+    raise UserError(f"config.mesh: found {dict(zip(AXES, sizes))}, expected a product of {len(devices)} devices")
+  if config.batch_size % (sizes[0] * sizes[1]):
+    raise UserError(f"config.batch_size: found {config.batch_size}, expected a multiple of data x fsdp = {sizes[0] * sizes[1]}")
+  # Auto, not make_mesh's default Explicit, under which Linen modules fail.
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def path_name(path):
+  """Key path of a leaf -> "vision/blocks/attention/query/kernel"."""
+  return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def param_specs(shapes):
+  """Tree of shapes of the parameters -> tree of PartitionSpecs; ValueError on zero or two matches and on a rule that no leaf uses."""
+  used = set()
+
+  def spec(path, leaf):
+    name = path_name(path)
+    matches = [i for i, (pattern, _) in enumerate(RULES) if re.fullmatch(pattern, name)]
+    if len(matches) != 1:
+      raise ValueError(f"{name}: matches {len(matches)} sharding rules {[RULES[i][0] for i in matches]}, expected one")
+    used.add(matches[0])
+    rule = RULES[matches[0]][1]
+    return P(*(None,) * (len(leaf.shape) - len(rule)), *rule)
+
+  specs = jax.tree_util.tree_map_with_path(spec, shapes)
+  unused = [RULES[i][0] for i in range(len(RULES)) if i not in used]
+  if unused:
+    raise ValueError(f"sharding rules that match no parameter: {unused}")
+  return specs
+
+
+def fit_spec(spec, shape, mesh):
+  """Drops mesh axes that do not divide their dimension: toy sizes on many devices. A full-size model loses none (a test shows it)."""
+  size = lambda axes: int(np.prod([mesh.shape[a] for a in (axes if isinstance(axes, tuple) else (axes,))]))  # noqa: E731
+  return P(*(axes if axes is not None and dim % size(axes) == 0 else None for dim, axes in zip(shape, spec)))
+
+
+def state_shardings(state_shapes, mesh):
+  """TrainState of shapes -> TrainState of NamedShardings. A moment has its parameter's path as its tail and takes its rule."""
+  specs = {path_name(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(param_specs(state_shapes.params))}
+
+  def sharding(path, leaf):
+    names = path_name(path).split("/")
+    tails = ("/".join(names[i:]) for i in range(len(names)))
+    spec = next((specs[tail] for tail in tails if tail in specs), P())
+    return NamedSharding(mesh, fit_spec(spec, leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(sharding, state_shapes)
+
+
+def to_global(batch, mesh):
+  """This process's rows of a Batch (numpy) -> global arrays, sharded over data and fsdp."""
+  sharding = NamedSharding(mesh, BATCH)
+  return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

@@ -1,0 +1,1 @@
+"""Pictures for people: frames with hands, videos, plots, the report of a run."""

@@ -1,0 +1,110 @@
+"""One episode for the eye, from shards or from a recording, with the chunk that a policy predicts for it."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import simplejpeg
+
+from egoscale_jax import geometry
+from egoscale_jax.data import builder
+from egoscale_jax.data.schema import Recording
+from egoscale_jax.data.sources import egodex
+from egoscale_jax.errors import UserError
+from egoscale_jax.hands import hand as hand_lib
+from egoscale_jax.hands import keypoints, kinematics
+
+
+@dataclasses.dataclass(frozen=True)
+class Footage:
+  """F frames; NaN where something is missing."""
+
+  name: str
+  text: str
+  rate_hz: float
+  jpeg_F: list[bytes]
+  intrinsics_3x3: np.ndarray
+  T_world_camera_Fx4x4: np.ndarray
+  keypoints_Fx2xPx3: np.ndarray
+  T_world_wrist_Fx2x4x4: np.ndarray
+
+  def frame(self, index):
+    return simplejpeg.decode_jpeg(self.jpeg_F[index], colorspace="RGB")
+
+
+def from_shards(directory, split=None):
+  """Names of the episodes of a shards folder -> dict name: list of record indices in order; and the open splits."""
+  episodes = {}
+  for name in ("train", "validation") if split is None else (split,):
+    source = builder.open_split(directory, name)
+    for index in range(len(source)):
+      record = source[index]
+      episodes.setdefault(record["episode"], []).append((int(record["start"]), source, index))
+  return dict(sorted(episodes.items()))
+
+
+def footage_of_records(entries):
+  """Clips of one episode -> Footage."""
+  records = [source[index] for _, source, index in sorted(entries, key=lambda entry: entry[0])]
+  join = lambda name: np.concatenate([record[name][: len(record["jpeg"])] for record in records])  # noqa: E731
+  first = records[0]
+  return Footage(
+    first["episode"],
+    first["text"],
+    float(first["rate_hz"]),
+    [jpeg for record in records for jpeg in record["jpeg"]],
+    first["intrinsics"],
+    join("T_world_camera"),
+    join("keypoints"),
+    join("T_world_wrist"),
+  )
+
+
+def footage_of_recording(path, image_size=512):
+  """An EgoDex .hdf5 with its .mp4 beside it -> Footage."""
+  path = pathlib.Path(path)
+  recording = Recording(id=path.stem, files=(str(path), str(path.with_suffix(".mp4"))))
+  episode = egodex.read(recording, image_size)
+  return Footage(
+    str(path),
+    episode.text,
+    episode.rate_hz,
+    list(episode.jpeg_F),
+    episode.intrinsics_3x3,
+    episode.T_world_camera_Fx4x4,
+    episode.keypoints_Fx2xPx3,
+    keypoints.wrist_frames(episode.keypoints_Fx2xPx3),
+  )
+
+
+def open_footage(path, episode):
+  """A shards folder (its `episode`-th) or a recording's .hdf5 -> Footage."""
+  path = pathlib.Path(path)
+  if path.suffix == ".hdf5":
+    if not path.is_file():
+      raise UserError(f"{path}: no such file")
+    return footage_of_recording(path)
+  found = from_shards(path)
+  if not 0 <= episode < len(found):
+    raise UserError(f"--episode={episode}: {path} holds {len(found)} episodes, counted from 0")
+  return footage_of_records(list(found.values())[episode])
+
+
+class Predictor:
+  """A policy and the robot hands that draw what it predicts."""
+
+  def __init__(self, policy):
+    self.policy = policy
+    self.hands = [hand_lib.load(policy.run.statistics.hand, side) for side in keypoints.SIDES]
+    self.stride = policy.config.data.stride
+    self.horizon = policy.config.model.horizon
+
+  def __call__(self, footage, start, seed=0):
+    """-> robot keypoints [T, 2, 21, 3] in the world, predicted from the frame `start` alone. NaN for a hand without a pose there."""
+    chunk = self.policy([footage.frame(start)], footage.text, seed=seed)
+    T_world_wrist = footage.T_world_wrist_Fx2x4x4[start] @ chunk.T_start_wrist_Tx2x4x4
+    points = [
+      np.asarray(kinematics.keypoints_in_wrist(hand, chunk.joints_Tx2xJ[:, side].astype(np.float32)))
+      for side, hand in enumerate(self.hands)
+    ]
+    return np.stack([geometry.transform(T_world_wrist[:, side], points[side]) for side in range(2)], axis=1)

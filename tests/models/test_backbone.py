@@ -1,0 +1,74 @@
+"""Vision and language: orders, positions and masks as tables; causality by gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egoscale_jax.models import language, layers, vision
+
+
+def test_patches_of_one_merged_block_stand_together():
+  rows, cols = vision.merged_order(4, 4, 2)
+  np.testing.assert_array_equal(rows[:8], [0, 0, 1, 1, 0, 0, 1, 1])
+  np.testing.assert_array_equal(cols[:8], [0, 1, 0, 1, 2, 3, 2, 3])
+
+
+def test_position_table_is_read_at_the_corners_and_between():
+  table = np.arange(9.0)  # 3 x 3, row-major
+  np.testing.assert_allclose(vision.bilinear_table(3, 3, 3) @ table, table)
+  np.testing.assert_allclose(vision.bilinear_table(3, 2, 2) @ table, [0, 2, 6, 8])
+  np.testing.assert_allclose(vision.bilinear_table(3, 1, 5)[:, :3] @ table[:3], [0, 0.5, 1, 1.5, 2])
+
+
+def test_mrope_positions_as_in_the_table():
+  #                    pad  text image ------------- text
+  is_image = np.array([[0, 0, 1, 1, 1, 1, 0, 0]], bool)
+  token_mask = np.array([[0, 1, 1, 1, 1, 1, 1, 1]], bool)
+  positions = language.mrope_positions(jnp.asarray(is_image), jnp.asarray(token_mask), (2, 2))[:, 0]
+  np.testing.assert_array_equal(positions[0, 1:], [0, 1, 1, 1, 1, 3, 4])
+  np.testing.assert_array_equal(positions[1, 1:], [0, 1, 1, 2, 2, 3, 4])
+  np.testing.assert_array_equal(positions[2, 1:], [0, 1, 2, 1, 2, 3, 4])
+
+
+def test_two_images_count_on_from_each_other():
+  is_image = np.array([[1, 1, 0, 1, 1, 0]], bool)
+  positions = language.mrope_positions(jnp.asarray(is_image), jnp.ones((1, 6), bool), (1, 2))[:, 0]
+  np.testing.assert_array_equal(positions[0], [0, 0, 2, 3, 3, 5])
+  np.testing.assert_array_equal(positions[2], [0, 1, 2, 3, 4, 5])
+
+
+def test_mrope_frequencies_are_interleaved():
+  position = jnp.asarray([1.0, 10.0, 100.0])[:, None, None]  # time, row, column of one token
+  angle = language.mrope_angles(position, head_dim=16, theta=1.0, sections=(4, 2, 2))[0, 0]
+  np.testing.assert_array_equal(angle, [1, 10, 100, 1, 10, 100, 1, 1])  # t h w t h w, then t
+
+
+def test_rotation_keeps_norms_and_depends_on_the_distance_only():
+  q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+  frequency = 10.0 ** -jnp.arange(4.0)
+  score = lambda i, j: float(jnp.sum(layers.rotate(q, (i * frequency)[None, None]) * layers.rotate(k, (j * frequency)[None, None])))  # noqa: E731
+  assert score(3.0, 1.0) == pytest.approx(score(12.0, 10.0), abs=1e-5)
+  assert abs(score(3.0, 1.0) - score(3.0, 2.0)) > 1e-4
+  np.testing.assert_allclose(jnp.linalg.norm(layers.rotate(q, frequency[None, None])), jnp.linalg.norm(q), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+  sizes = dict(layers=3, width=16, heads=2, kv_heads=1, head_dim=8, mlp=16, vocab=8, rope_theta=1e4, mrope_sections=(2, 1, 1))
+  model = language.Language(**sizes, remat=False, dtype=jnp.float32)
+  is_image = jnp.zeros((1, 6), bool)
+
+  def run(params, x, token_mask):
+    return model.apply(params, x, [jnp.zeros_like(x)], is_image, token_mask, (1, 1))
+
+  x = jax.random.normal(jax.random.key(1), (1, 6, 16))
+  params = model.init(jax.random.key(0), x, [jnp.zeros_like(x)], is_image, jnp.ones((1, 6), bool), (1, 1))
+  return jax.jit(jax.jacrev(run, argnums=1)), params, x
+
+
+def test_decoder_is_causal_and_does_not_read_padding(decoder):
+  jacobian, params, x = decoder
+  mask = jnp.array([[False, True, True, True, True, True]])
+  reads = np.abs(jacobian(params, x, mask)[0, :, :, 0]).max(axis=(1, 3))  # [query, key]
+  np.testing.assert_array_equal(reads[1:] > 0, np.tril(np.ones((6, 6), bool))[1:] & np.asarray(mask)[0])

@@ -1,0 +1,136 @@
+"""The whole model: padding cannot be seen, the state and its placeholder, sizes of the reference, several draws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+
+from egoscale_jax import config as config_lib
+from egoscale_jax.data import spec
+from egoscale_jax.models import vla
+
+
+@pytest.fixture(scope="module")
+def setup():
+  config = tiny.config()
+  config.model.dropout = 0.1
+  model = vla.VLA(config.model)
+  batch = tiny.batch(config)
+  params = jax.jit(model.init)(jax.random.key(0), batch)
+  # The last layers start at random, not at zero, so every path carries a gradient.
+  value_and_grad = jax.jit(jax.value_and_grad(lambda params, batch: vla.loss(model, params, batch, seed=0, draws=2)))
+  return config, model, params, batch, value_and_grad
+
+
+def masked_batch(batch):
+  """Right hand missing, the last three steps past the end, dims 62.. padding; no state in the odd rows; no image in row 3."""
+  action_mask = np.ones(batch.action_mask_BxTxA.shape, bool)
+  action_mask[..., 62:] = False
+  action_mask[0, :, 31:62] = False
+  action_mask[1, -3:] = False
+  state_mask = np.arange(len(batch.state_mask_B)) % 2 == 0
+  image_mask = np.ones(batch.image_mask_BxC.shape, bool)
+  image_mask[3] = False
+  return dataclasses.replace(batch, action_mask_BxTxA=action_mask, state_mask_B=state_mask, image_mask_BxC=image_mask)
+
+
+def poison(batch, image_token):
+  """Everything that the masks say is not there, replaced: NaN, or other tokens and pixels."""
+  rng = np.random.default_rng(1)
+  token = np.where(batch.token_mask_BxL, batch.token_BxL, rng.integers(3, 250, batch.token_BxL.shape))
+  image = np.where(batch.image_mask_BxC[..., None, None, None], batch.image_BxCxYxXx3, 255 - batch.image_BxCxYxXx3)
+  return dataclasses.replace(
+    batch,
+    action_BxTxA=np.where(batch.action_mask_BxTxA, batch.action_BxTxA, np.nan).astype(np.float32),
+    state_BxS=np.where(batch.state_mask_B[:, None], batch.state_BxS, np.nan).astype(np.float32),
+    token_BxL=token.astype(np.int32),
+    image_BxCxYxXx3=image,
+  )
+
+
+def test_poisoned_padding_changes_neither_loss_nor_gradient(setup):
+  config, _, params, batch, value_and_grad = setup
+  clean = masked_batch(batch)
+  dirty = poison(clean, config.model.image_token)
+  assert not np.array_equal(clean.token_BxL, dirty.token_BxL)
+  loss, grads = value_and_grad(params, clean)
+  other_loss, other_grads = value_and_grad(params, dirty)
+  assert np.isfinite(loss)
+  assert loss == other_loss
+  # The embedding rows of the poison tokens get no gradient either: all leaves are equal to the bit.
+  jax.tree.map(np.testing.assert_array_equal, grads, other_grads)
+
+
+def test_what_is_not_masked_is_seen(setup):
+  _, _, params, batch, value_and_grad = setup
+  loss, _ = value_and_grad(params, batch)
+  changes = dict(
+    image_BxCxYxXx3=255 - batch.image_BxCxYxXx3,
+    action_BxTxA=batch.action_BxTxA + 1,
+    state_BxS=batch.state_BxS + 1,
+    embodiment_B=1 - batch.embodiment_B,
+    position_B=batch.position_B + 100,
+    token_BxL=np.where(batch.token_BxL == tiny.TEXT, tiny.TEXT + 1, batch.token_BxL),
+  )
+  for name, value in changes.items():
+    assert value_and_grad(params, dataclasses.replace(batch, **{name: value}))[0] != loss, name
+
+
+def test_more_left_padding_changes_nothing(setup):
+  """Masks, not places: what is computed does not depend on how wide the padding is."""
+  config, model, params, _, _ = setup
+  features = jax.jit(lambda batch: model.apply(params, batch, method=vla.VLA.features).feature_BxLxD)
+  narrow, wide = tiny.batch(config, padding=2), tiny.batch(config, padding=9)
+  np.testing.assert_allclose(features(narrow)[:, 2:], features(wide)[:, 9:], atol=2e-5)
+
+
+def test_the_placeholder_learns_from_human_video_and_the_encoder_does_not(setup):
+  _, _, params, batch, value_and_grad = setup
+  without = dataclasses.replace(batch, state_mask_B=np.zeros_like(batch.state_mask_B))
+  _, grads = value_and_grad(params, without)
+  expert = grads["params"]["expert"]
+  assert np.any(expert["missing_state"] != 0)
+  assert not any(np.any(leaf != 0) for leaf in jax.tree.leaves(expert["state_encoder"]))
+  _, grads = value_and_grad(params, batch)
+  assert not np.any(grads["params"]["expert"]["missing_state"] != 0)
+  assert np.any(grads["params"]["expert"]["state_encoder"]["up"]["kernel"] != 0)
+
+
+def test_adapters_of_other_embodiments_get_no_gradient(setup):
+  _, _, params, batch, value_and_grad = setup
+  _, grads = value_and_grad(params, dataclasses.replace(batch, embodiment_B=np.zeros_like(batch.embodiment_B)))
+  for adapter in ("action_encoder", "action_decoder", "state_encoder"):
+    for leaf in jax.tree.leaves(grads["params"]["expert"][adapter]):
+      assert np.any(leaf[0] != 0), adapter
+      assert not np.any(leaf[1] != 0), adapter
+
+
+def test_sampling_is_euler_over_the_velocity(setup):
+  _, model, params, batch, _ = setup
+  features = jax.jit(lambda p, b: model.apply(p, b, method=vla.VLA.features))(params, batch)
+  velocity = jax.jit(lambda x, t: model.apply(params, features, batch, x, t, method=vla.VLA.velocity))
+  noise = jax.random.normal(jax.random.key(3), batch.action_BxTxA.shape)
+  x = noise
+  for i in range(4):
+    x = x + velocity(x, jnp.full(len(x), i / 4)) / 4
+  np.testing.assert_allclose(vla.sample(model, params, features, batch, noise, 4), x, atol=1e-4)
+
+
+def test_reference_shape_has_three_billion_parameters():
+  """The whole pre-training config, by shapes alone; the backbone's count is that of Qwen3-VL-2B's kept parts (../shared/model.md)."""
+  config = config_lib.parse([f"--config={ROOT}/configs/pretrain.py"])
+  shapes = jax.eval_shape(vla.VLA(config.model).init, jax.random.key(0), spec.batch_shapes(config, 64 + 2 + 48))["params"]
+  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+  d, f, vocab = 2048, 6144, 151936
+  layer = 2 * d * d + 2 * d * 1024 + 3 * d * f + 2 * d + 2 * 128
+  assert count(shapes["language"]) == 16 * layer + vocab * d
+  w = 1024
+  block = 4 * w * w + 4 * w + 2 * w * 4096 + w + 4096 + 4 * w
+  merger = 4096 * 4096 + 4096 + 4096 * d + d
+  patch = 3 * 2 * 16 * 16 * w + w
+  assert count(shapes["vision"]) == 24 * block + patch + 48 * 48 * w + (merger + 2 * w) + 3 * (merger + 2 * 4096)
+  assert count(shapes) == 3_144_015_488
