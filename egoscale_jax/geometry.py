@@ -1,7 +1,7 @@
 """Rotations and rigid transforms, on numpy or JAX arrays alike, any leading axes.
 
 Conventions, said once: metres and radians; quaternions are wxyz; a pose `T_a_b` [..., 4, 4] maps points of b into a, so
-`T_a_c = T_a_b @ T_b_c`; rot6d is the first two *rows* of the rotation matrix, flattened (the layout of GR00T N1.7's wrist state and action).
+`T_a_c = T_a_b @ T_b_c`; rot6d is the first two *rows* of the rotation matrix, flattened (GR00T N1.7's layout of wrist state and action).
 """
 
 import jax
@@ -37,9 +37,12 @@ def so3_exp(vector):
   safe = xp.where(small, xp.ones_like(square), square)
   angle = xp.sqrt(safe)
   a = xp.where(small, 1.0 - square / 6.0, xp.sin(angle) / angle)
-  b = xp.where(small, 0.5 - square / 24.0, (1.0 - xp.cos(angle)) / safe)
+  half = xp.sin(0.5 * angle) / angle  # 1 - cos = 2 sin^2(half): no digits lost at small angles in float32
+  b = xp.where(small, 0.5 - square / 24.0, 2.0 * half * half)
   k = hat(vector)
-  return xp.eye(3, dtype=vector.dtype) + a[..., None, None] * k + b[..., None, None] * (k @ k)
+  eye = xp.broadcast_to(xp.eye(3, dtype=vector.dtype), k.shape)
+  k_squared = vector[..., :, None] * vector[..., None, :] - square[..., None, None] * eye
+  return eye + a[..., None, None] * k + b[..., None, None] * k_squared
 
 
 def so3_to_quat(rotation):
@@ -87,10 +90,12 @@ def so3_log(rotation):
 
 
 def so3_angle(rotation):
-  """Rotation matrix [..., 3, 3] -> its angle in radians [...], in [0, pi]."""
+  """Rotation matrix [..., 3, 3] -> its angle in radians [...], in [0, pi]; at 0 the gradient is 0, not NaN."""
   xp = _xp(rotation)
   quat = so3_to_quat(rotation)
-  return 2.0 * xp.arctan2(xp.sqrt(xp.sum(quat[..., 1:] ** 2, axis=-1)), quat[..., 0])
+  square = xp.sum(quat[..., 1:] ** 2, axis=-1)
+  sine = xp.where(square > 0, xp.sqrt(xp.where(square > 0, square, xp.ones_like(square))), xp.zeros_like(square))
+  return 2.0 * xp.arctan2(sine, quat[..., 0])
 
 
 def so3_to_rot6d(rotation):
@@ -127,7 +132,7 @@ def transform(pose, points):
 
 
 def project(intrinsics, points):
-  """Pinhole: K [..., 3, 3], points in the camera frame (x right, y down, z forward) [..., P, 3] -> pixels [..., P, 2]; NaN behind the camera."""
+  """Pinhole: K [..., 3, 3], points in the camera frame (x right, y down, z forward) [..., P, 3] -> pixels [..., P, 2]; NaN behind it."""
   xp = _xp(points)
   depth = points[..., 2]
   safe = xp.where(depth > 1e-6, depth, xp.full_like(depth, xp.nan))

@@ -1,0 +1,135 @@
+"""Forward kinematics against MuJoCo's own, and the Jacobian against automatic differentiation."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from test_hand import LINKS, urdf_with_keypoints
+
+from egoscale_jax import geometry
+from egoscale_jax.hands import hand, keypoints, kinematics
+
+forward, forward_in_wrist = jax.jit(kinematics.keypoints), jax.jit(kinematics.keypoints_in_wrist)
+
+# A tree the built-in hands do not have: a turned base, joints off their body's origin, three joints on one body, an odd zero.
+CROOKED = """
+<mujoco><compiler angle="radian"/><worldbody><body name="wrist" pos=".1 .2 .3" euler=".3 -.2 .5">
+{sites}
+<body pos=".02 0 .01" euler="0 .4 .1"><geom size=".01"/>
+  <joint name="a" axis="1 2 .5" pos=".01 0 -.01" range="-1 1"/><joint name="b" axis="0 1 0" pos="0 .02 0" range="-1 1" ref=".3"/>
+  <joint name="c" axis="0 0 1" range="-2 2"/><site name="thumb_tip" pos=".03 .01 0"/>
+  <body pos=".04 0 0"><body euler=".1 .2 .3"><geom size=".01"/><joint name="d" axis="0 1 1" range="0 1"/>
+    <site name="index_tip" pos=".05 0 0"/>
+</body></body></body></body></worldbody></mujoco>
+"""
+
+
+@pytest.fixture(scope="module")
+def crooked(tmp_path_factory):
+  rng = np.random.default_rng(0)
+  names = [name for name in keypoints.NAMES if name not in ("wrist", "thumb_tip", "index_tip")]
+  sites = "".join(f'<site name="{n}" pos="{" ".join(f"{x:.4f}" for x in rng.uniform(-0.1, 0.1, 3))}"/>' for n in names)
+  path = tmp_path_factory.mktemp("hand") / "crooked.xml"
+  path.write_text(CROOKED.format(sites=sites))
+  return path
+
+
+def random_joints(model, count, seed=0):
+  return np.random.default_rng(seed).uniform(model.lower_J, model.upper_J, (count, model.num_joints))
+
+
+def mujoco_keypoints(path, joints_FxJ):
+  model = mujoco.MjModel.from_xml_path(str(path))
+  data = mujoco.MjData(model)
+  frames = []
+  for joints_J in joints_FxJ:
+    data.qpos[:] = joints_J
+    mujoco.mj_kinematics(model, data)
+    names = [(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, n), n) for n in keypoints.NAMES]
+    frames.append(np.array([data.site_xpos[i] if i >= 0 else data.body(n).xpos for i, n in names]))
+  return np.stack(frames)
+
+
+def assert_like_mujoco(model, path):
+  joints_FxJ = random_joints(model, 50)
+  found = forward(model, jnp.asarray(joints_FxJ, jnp.float32))
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, mujoco_keypoints(path, joints_FxJ), atol=1e-6)  # metres: float32 on a hand of 0.2 m; the bar is 1e-5
+
+
+@pytest.mark.parametrize("side", keypoints.SIDES)
+def test_keypoints_equal_mujocos(side):
+  assert_like_mujoco(hand.load("sharpa_wave", side), hand._MODELS / f"sharpa_wave_{side}.xml")
+
+
+def test_keypoints_equal_mujocos_on_a_crooked_tree(crooked):
+  model = hand.load(crooked, "left")
+  assert model.parents == (-1, 0, 1, 2)
+  assert_like_mujoco(model, crooked)
+
+
+@pytest.mark.parametrize("side", keypoints.SIDES)
+def test_built_in_moves_as_the_makers_urdf(shared, tmp_path, side):
+  """The maker's URDF through MuJoCo's own kinematics: our loader has no part in the reference."""
+  path = urdf_with_keypoints(shared, side, tmp_path / "hand.urdf")
+  spec = mujoco.MjSpec.from_file(str(path))
+  spec.compiler.fusestatic = False
+  urdf = spec.compile()
+  data = mujoco.MjData(urdf)
+  ours = hand.load("sharpa_wave", side)
+  assert [urdf.joint(j).name for j in range(urdf.njnt)] == list(ours.joint_names)
+  np.testing.assert_allclose(urdf.jnt_range, np.stack([ours.lower_J, ours.upper_J], -1), rtol=1e-7)
+  joints_FxJ = random_joints(ours, 50, seed=1)
+  found = forward(ours, jnp.asarray(joints_FxJ, jnp.float32))
+  moving = [name for name in LINKS.values() if name != "wrist"]  # the root link is MuJoCo's world
+  for joints_J, points_Px3 in zip(joints_FxJ, np.asarray(found)):
+    data.qpos[:] = joints_J
+    mujoco.mj_kinematics(urdf, data)
+    for name in moving:
+      np.testing.assert_allclose(points_Px3[keypoints.NAMES.index(name)], data.body(name).xpos, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ("which", "both", "alone"),
+  [
+    ("sharpa_wave", kinematics.keypoints_and_jacobian_in_wrist, kinematics.keypoints_in_wrist),
+    ("crooked", kinematics.keypoints_and_jacobian, kinematics.keypoints),
+  ],
+)
+def test_jacobian_equals_automatic_differentiation(crooked, which, both, alone):
+  model = hand.load(crooked if which == "crooked" else which, "left")
+  with jax.enable_x64(True):
+    joints_FxJ = jnp.asarray(random_joints(model, 5), jnp.float64)
+    points, jacobian = jax.jit(both)(model, joints_FxJ)
+    assert jacobian.dtype == jnp.float64
+    np.testing.assert_allclose(points, jax.jit(alone)(model, joints_FxJ), atol=1e-12)
+    expected = jax.jit(jax.vmap(jax.jacfwd(lambda j: alone(model, j))))(joints_FxJ)
+    np.testing.assert_allclose(jacobian, expected, atol=2e-9)  # the hand's axes are unit to float32
+
+
+def test_any_leading_axes():
+  model = hand.load("sharpa_wave", "right")
+  joints = jnp.asarray(random_joints(model, 6), jnp.float32)
+  compiled = jax.jit(kinematics.keypoints_and_jacobian_in_wrist)
+  flat = compiled(model, joints)
+  assert (flat[0].shape, flat[1].shape) == ((6, 21, 3), (6, 21, 3, 22))
+  for batched, expected in zip(compiled(model, joints.reshape(2, 3, 22)), flat):
+    np.testing.assert_allclose(batched.reshape(expected.shape), expected, atol=1e-7)
+  np.testing.assert_allclose(compiled(model, joints[0])[1], flat[1][0], atol=1e-7)
+
+
+@pytest.mark.parametrize("side", keypoints.SIDES)
+def test_wrist_frame_is_that_of_the_zero_pose(side):
+  model = hand.load("sharpa_wave", side)
+  zero_Px3 = np.asarray(forward_in_wrist(model, jnp.zeros((1, 22))))[0]
+  np.testing.assert_allclose(keypoints.wrist_frame(zero_Px3, side), np.eye(4), atol=1e-6)
+  joints_FxJ = jnp.asarray(random_joints(model, 3), jnp.float32)
+  expected = geometry.transform(geometry.se3_inverse(model.T_base_wrist_4x4)[None], np.asarray(forward(model, joints_FxJ)))
+  np.testing.assert_allclose(forward_in_wrist(model, joints_FxJ), expected, atol=1e-6)
+
+
+def test_positive_flexion_closes_the_hand():
+  model = hand.load("sharpa_wave", "right")
+  open_Px3, closed_Px3 = (np.asarray(forward_in_wrist(model, jnp.asarray(0.5 * k * model.upper_J)[None]))[0] for k in (0, 1))
+  assert (closed_Px3[list(keypoints.TIPS), 2] < open_Px3[list(keypoints.TIPS), 2]).all(), "tips go to the palm, away from the back"
