@@ -15,16 +15,16 @@ import base
 def get_config(mode=""):
   config = base.get_config()
   m = config.model
-  m.vision = dict(depth=4, width=128, heads=4, mlp=384, patch=8, merge=2, temporal_patch=1, position_side=12, deepstack=(1,))
-  m.language = dict(layers=2, width=128, heads=4, kv_heads=2, head_dim=32, mlp=384, vocab=512, rope_theta=5e6, mrope_sections=(8, 4, 4))
+  m.vision = dict(depth=3, width=128, heads=4, mlp=256, patch=16, merge=2, temporal_patch=1, position_side=6, deepstack=(1,))
+  m.language = dict(layers=2, width=128, heads=4, kv_heads=2, head_dim=32, mlp=256, vocab=512, rope_theta=5e6, mrope_sections=(8, 4, 4))
   m.mixer = dict(layers=1, heads=4, head_dim=32, mask_padding=True)
-  m.expert = dict(layers=4, heads=4, head_dim=32, output=128, embodiments=2, max_positions=32, time_buckets=1000, state_dropout=0.2)
-  m.update(horizon=16, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
-  config.data.update(image_size=(96, 96), text_tokens=32, threads=2, slots=dict(human=0))
-  config.batch_size = 32
+  m.expert = dict(layers=4, heads=4, head_dim=64, output=256, embodiments=2, max_positions=32, time_buckets=1000, state_dropout=0.2)
+  m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
+  config.data.update(image_size=(96, 96), stride=5, text_tokens=32, threads=2, slots=dict(human=0))
+  config.batch_size = 16
   config.steps = 3000
-  config.flow_draws = 4
-  config.optim.update(learning_rate=1e-3)
+  config.flow_draws = 2
+  config.optim.update(learning_rate=1.5e-3, b1=0.9, b2=0.98)
   config.train_parts = (".*",)
   config.mesh.update(data=-1, fsdp=1)
   config.log_every = 50

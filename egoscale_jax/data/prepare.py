@@ -13,15 +13,14 @@ import importlib.metadata
 import os
 import pickle
 import shutil
-import sys
 
-import tqdm
-
+from egoscale_jax import progress
 from egoscale_jax.data import builder, doctor, labels, manifest, schema, statistics, workers
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand, keypoints, retarget
 
 STATISTICS = "statistics.json"
+NAMED = 20  # masked findings that the summary names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +41,16 @@ class Summary:
     lines += self.manifest["notes"]
     for name, row in total["masked"].items():
       lines.append(f"masked {name}: {row['frames']} of {total['frames']} frames, in {row['episodes']} of {total['kept']} episodes")
+    lines += self._named_findings()
     lines += [f"rejected {e['error']}" for e in entries if e["status"] == manifest.REJECTED]
-    lines.append(f"kept {total['kept']} of {len(entries)} episodes, {total['hours']:.4g} hours, in {self.output_dir}")
+    lines.append(f"kept {total['kept']} of {len(entries)} episodes, {60 * total['hours']:.1f} minutes, in {self.output_dir}")
     return lines
+
+  def _named_findings(self) -> list[str]:
+    """One line a masked finding of an episode, the first of them; all are in the manifest."""
+    rows = [(e["id"], f) for e in self.manifest["episodes"] if e["status"] == manifest.KEPT for f in e["findings"]]
+    lines = [f"  {name}: {f['name']} {f['side']}, {f['count']} frames from {f['first_frame']}: {f['detail']}" for name, f in rows[:NAMED]]
+    return lines + ([f"  ... and {len(rows) - NAMED} more, see {manifest.FILE}"] if len(rows) > NAMED else [])
 
 
 def prepare(source, input_dir, output_dir, hand_name, workers=1, image_size=256, validation=0.1, seed=0) -> Summary:
@@ -124,7 +130,7 @@ def _spool(source, recordings, hands, num_workers, image_size, spool, output_dir
   """Reads, checks and labels each recording -> manifest entries; kept episodes with their labels as files of the spool."""
   entries = []
   read = functools.partial(source.read, image_size=image_size)
-  with tqdm.tqdm(total=len(recordings), desc="prepare", unit="episode", file=sys.stderr) as bar:
+  with progress.bar(len(recordings), "prepare", "episode") as bar:
     for recording, episode in workers.read_all(read, recordings, num_workers):
       entry, result = _check_and_label(recording, episode, hands)
       if result is not None:
@@ -198,7 +204,7 @@ def _write_shards(entries, hand_name, hands, licence, partial) -> dict[str, int]
 
   used = [split for split in (builder.TRAIN, builder.VALIDATION) if any(e["split"] == split for e in entries)]
   splits = {split: functools.partial(records, split) for split in used}
-  with tqdm.tqdm(total=kept, desc="shards", unit="episode", file=sys.stderr) as bar:
+  with progress.bar(kept, "shards", "episode") as bar:
     clips = builder.write(partial, splits, hands[0].num_joints, licence)
   accumulator.finish().save(os.path.join(partial, STATISTICS))
   return clips

@@ -28,14 +28,14 @@ class Point:
   time: int  # frame in the episode
 
 
-def fixed_points(source, episodes, times):
+def fixed_points(source, episodes, times, stride):
   """Up to `times` evenly spaced frames with a labelled step, of up to `episodes` episodes in the order of their names' hashes."""
   frames = {}
   for index in range(len(source)):
     record = source[index]
     valid = record["valid"]
     for frame in range(len(record["jpeg"])):
-      if np.any(valid[frame] & np.any(valid[frame + 1 :], axis=0)):
+      if np.any(valid[frame] & np.any(valid[frame + stride :: stride], axis=0)):
         point = Point(index, frame, record["episode"], int(record["start"]) + frame)
         frames.setdefault(record["episode"], []).append(point)
   chosen = sorted(frames, key=lambda name: (zlib.crc32(name.encode()), name))[:episodes]
@@ -68,7 +68,7 @@ class Validation:
     self.source, self.points = None, []
     if manifest.load(config.data.shards)["totals"]["clips"].get(builder.VALIDATION):  # one scene alone is all training data
       self.source = builder.open_split(config.data.shards, builder.VALIDATION)
-      self.points = fixed_points(self.source, v.episodes, v.times)
+      self.points = fixed_points(self.source, v.episodes, v.times, config.data.stride)
     self._sample = jax.jit(self._sample_batch)
 
   def _sample_batch(self, params, batch, key_B):

@@ -143,7 +143,7 @@ class ActionExpert(nn.Module):
 
     state_Bx1xD = self._encode_state(width, state_BxS, state_mask_B, slot_B, train)
     action_BxTxD = ActionEncoder(self.embodiments, width, self.dtype, name="action_encoder")(x_BxTxA, bucket_B, slot_B)
-    position = self.param("position", layers.truncated, (self.max_positions, width))
+    position = self.param("position", layers.sinusoid_init, (self.max_positions, width))
     action_BxTxD += position[None, : x_BxTxA.shape[1]].astype(self.dtype)
     x = jnp.concatenate([state_Bx1xD, action_BxTxD], axis=1)
 

@@ -10,12 +10,28 @@ from egoscale_jax.models import attention
 truncated = nn.initializers.truncated_normal(0.02)
 
 
+def sinusoid_init(key, shape, dtype=jnp.float32):
+  """Table of positions [N, D] or, N = side * side, of a square grid [side, side, D]: sines and cosines of row and column.
+
+  A table that starts near zero has to be learned before anything can be located; these start told apart, and are learned from there.
+  """
+  side = int(np.sqrt(shape[0]))
+  square = side * side == shape[0]
+  axes = np.divmod(np.arange(shape[0]), side) if square else (np.arange(shape[0]),)
+  width = -(-shape[1] // (2 * len(axes)))
+  frequency = (np.pi / 2) * max(side if square else shape[0], 2) ** -(np.arange(width) / width)
+  waves = [wave(np.outer(axis, frequency)) for axis in axes for wave in (np.sin, np.cos)]
+  return jnp.asarray(0.5 * np.concatenate(waves, axis=1)[:, : shape[1]], dtype)
+
+
 def layer_norm(name, dtype, affine=True, eps=1e-6):
   return nn.LayerNorm(epsilon=eps, use_bias=affine, use_scale=affine, dtype=dtype, name=name)
 
 
 def dense(features, name, dtype, bias=True, axis=-1):
-  return nn.DenseGeneral(features, axis=axis, use_bias=bias, dtype=dtype, kernel_init=nn.initializers.lecun_normal(), name=name)
+  """Linear map. The last one of a residual branch ("out", "down") starts small, so that a deep stack starts near the identity."""
+  init = truncated if name in ("out", "down") else nn.initializers.lecun_normal()
+  return nn.DenseGeneral(features, axis=axis, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
 def rotate(x_BxLxNxH, angle_BxLxR):

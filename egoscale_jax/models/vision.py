@@ -95,7 +95,7 @@ class Vision(nn.Module):
     x = layers.dense(self.width, "patch_embed", self.dtype)(patches)
 
     order = merged_order(rows, cols, self.merge)
-    table = self.param("position", layers.truncated, (self.position_side**2, self.width))
+    table = self.param("position", layers.sinusoid_init, (self.position_side**2, self.width))
     weights = bilinear_table(self.position_side, rows, cols)[order[0] * cols + order[1]]
     x += jnp.asarray(weights @ table, self.dtype)[None]
 

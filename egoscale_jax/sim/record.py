@@ -14,9 +14,9 @@ import pathlib
 import av
 import h5py
 import numpy as np
-import tqdm
 
 import egoscale_jax
+from egoscale_jax import progress
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands.keypoints import SIDES
 from egoscale_jax.sim import human, motion, render, scene, script, tasks
@@ -152,7 +152,7 @@ def record(directory, episodes, seed, workers, image_size=(96, 96)):
   """
   directory = pathlib.Path(directory)
   _check(directory, episodes, seed, workers, image_size)
-  with tqdm.tqdm(total=episodes, desc="record", unit="episode") as bar:
+  with progress.bar(episodes, "record", "episode") as bar:
     if workers == 1:
       for index in range(episodes):
         write_episode(directory, seed, index, image_size)

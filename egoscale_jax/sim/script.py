@@ -39,8 +39,8 @@ def _idle(rng, hand, frames):
   """The other hand, as a right one: at rest, breathing a little -> (poses [F, 4, 4], joints [F, 20])."""
   rest, drift = _rest(rng, hand), motion.sway(rng, frames, [0.008] * 3 + [0.05] * 3)
   poses = geometry.se3(rest[:3, :3] @ geometry.so3_exp(drift[:, 3:]), rest[:3, 3] + drift[:, :3])
-  shape = postures.blend(postures.LOOSE, postures.OPEN, rng.uniform(0.3, 0.6))
-  return poses, shape + motion.sway(rng, frames, [0.08]) * (postures.LOOSE - postures.OPEN)
+  shape = postures.blend(postures.LOOSE, postures.OPEN, rng.uniform(0.40, 0.50))
+  return poses, shape + motion.sway(rng, frames, [0.04]) * (postures.LOOSE - postures.OPEN)
 
 
 def _camera(rng, acting_Fx3):

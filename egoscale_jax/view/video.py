@@ -4,8 +4,8 @@ import pathlib
 
 import av
 import numpy as np
-import tqdm
 
+from egoscale_jax import progress
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 from egoscale_jax.policy import Policy
@@ -33,8 +33,8 @@ def annotate(footage, index, predictor=None):
   return canvas.image
 
 
-def write_mp4(path, images, rate_hz):
-  """PIL images of one size -> H.264."""
+def write_mp4(path, images, rate_hz, bar):
+  """PIL images of one size -> H.264; `bar` counts them."""
   with av.open(str(path), "w") as container:
     stream = None
     for image in images:
@@ -43,6 +43,7 @@ def write_mp4(path, images, rate_hz):
         stream.width, stream.height, stream.pix_fmt = image.width // 2 * 2, image.height // 2 * 2, "yuv420p"
       frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
       container.mux(stream.encode(frame))
+      bar.update()
     container.mux(stream.encode(None))
 
 
@@ -61,8 +62,8 @@ def view(source, output, episode=0, workdir=None):
       chosen = np.unique(np.linspace(0, count - 1, SHEET_FRAMES).round().astype(int))
       draw.sheet([annotate(footage, int(i), predictor) for i in chosen], columns=4).save(partial)
     else:
-      images = (annotate(footage, i, predictor) for i in tqdm.tqdm(range(count), unit="frame", disable=None))
-      write_mp4(partial, images, footage.rate_hz)
+      with progress.bar(count, "view", "frame") as bar:
+        write_mp4(partial, (annotate(footage, i, predictor) for i in range(count)), footage.rate_hz, bar)
     partial.replace(output)
   except OSError as error:
     raise UserError(f"--output={output}: cannot be written: {error.strerror or error}") from error

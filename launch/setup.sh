@@ -1,0 +1,20 @@
+# Sourced by the other scripts: makes .venv in the checkout with the package and its dependencies, once for each version of setup.py.
+# PYTHON names another interpreter (3.11 or newer). No root, nothing outside the checkout but pip's cache.
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$root"
+
+python="${PYTHON:-python3}"
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  echo "setup: $python: expected Python 3.11 or newer, found $("$python" --version 2>&1 | head -n 1); name another with PYTHON=..." >&2
+  exit 1
+fi
+
+stamp="$(cat setup.py launch/setup.sh; "$python" --version; pwd)"
+if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
+  echo "setup: installing into .venv (about a minute)" >&2
+  rm -rf .venv
+  "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+  printf '%s' "$stamp" >.venv/stamp
+fi

@@ -1,0 +1,142 @@
+"""The command line as a person meets it: help with an example, the road end to end, one line for every mistake."""
+
+import json
+import re
+import shutil
+
+import pytest
+import recordings
+from conftest import ROOT
+
+from egoscale_jax import cli
+
+VERBS = ("simulate", "prepare", "train", "evaluate", "view", "report")
+DEBUG = f"--config={ROOT}/configs/pretrain.py:debug"
+
+
+def run(capsys, *argv):
+  """-> exit code, standard output, standard error."""
+  try:
+    code = cli.main(list(map(str, argv)))
+  except SystemExit as stop:  # argparse ends so, with its own one line
+    code = stop.code
+  out, err = capsys.readouterr()
+  return code, out, err
+
+
+def fails(capsys, *argv):
+  """The one line of a user's mistake."""
+  code, _, err = run(capsys, *argv)
+  assert code not in (0, None)
+  lines = [line for line in err.strip().splitlines() if line.startswith("egoscale")]
+  assert len(lines) == 1, err
+  assert "Traceback" not in err
+  return lines[0]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_one_example_that_parses(capsys, verb):
+  code, out, _ = run(capsys, verb, "--help")
+  assert code == 0
+  example = re.search(rf"example:\n  egoscale ({verb} .*)", out).group(1)
+  cli._parser().parse_args([word for word in example.split() if not word.startswith("--config.")])
+
+
+def test_help_lists_every_verb(capsys):
+  _, out, _ = run(capsys, "--help")
+  assert all(verb in out for verb in VERBS)
+
+
+def test_evaluate_view_and_report_on_a_run(capsys, tiny_run, shards, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(tiny_run, workdir)
+  code, _, err = run(capsys, "evaluate", DEBUG, f"--workdir={workdir}", "--config.validation.draws=2", "--config.validation.times=2")
+  assert code == 0, err
+  figures = json.loads((workdir / "validation.json").read_text())
+  assert figures["points"] == 2
+  assert figures["draws"] == 2
+  assert (workdir / "validation.png").read_bytes().startswith(b"\x89PNG")
+  code, _, err = run(capsys, "report", f"--workdir={workdir}", f"--shards={shards}", f"--output={workdir}/report.html")
+  assert code == 0, err
+  page = (workdir / "report.html").read_text()
+  assert page.count("data:image/png;base64,") >= 4
+  assert 'src="http' not in page
+  assert f"{figures['hold_still_mse']:.4f}" in page
+  code, _, err = run(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", f"--workdir={workdir}")
+  assert code == 0, err
+  code, _, err = run(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.mp4")
+  assert code == 0, err
+  import av
+
+  with av.open(str(tmp_path / "v.mp4")) as container:
+    assert sum(1 for _ in container.decode(video=0)) == 50
+
+
+def test_simulated_recordings_travel_the_road(capsys, tmp_path):
+  code, _, err = run(capsys, "simulate", f"--output={tmp_path}/rec", "--episodes=2", "--workers=1", "--image_size=48")
+  assert code == 0, err
+  code, out, err = run(capsys, "prepare", "--source=simulated", f"--input={tmp_path}/rec", f"--output={tmp_path}/shards")
+  assert code == 0, err
+  assert "kept 2 of 2 episodes" in out
+  code, _, err = run(capsys, "view", f"--input={next((tmp_path / 'rec').rglob('*.hdf5'))}", f"--output={tmp_path}/r.png")
+  assert code == 0, err
+
+
+def test_prepare_names_what_it_left_out(capsys, tmp_path):
+  recordings.write(tmp_path / "in", "pour/0")
+  broken = recordings.write(tmp_path / "in", "pour/1").with_suffix(".mp4")
+  broken.write_bytes(broken.read_bytes()[:2000])
+  code, out, err = run(capsys, "prepare", "--source=egodex", f"--input={tmp_path}/in", f"--output={tmp_path}/out")
+  assert code == 0, err
+  assert re.search(r"rejected .*pour/1.mp4", out)
+  assert "kept 1 of 2 episodes" in out
+
+
+def test_prepare_mistakes_are_one_line(capsys, tmp_path):
+  good = recordings.write(tmp_path / "in", "pour/0").parent
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "file").write_text("")
+  prepare = ("prepare", "--source=egodex")
+  assert f"{tmp_path}/empty" in fails(capsys, *prepare, f"--input={tmp_path}/empty", f"--output={tmp_path}/out")
+  assert f"{tmp_path}/none" in fails(capsys, *prepare, f"--input={tmp_path}/none", f"--output={tmp_path}/out")
+  line = fails(capsys, *prepare, f"--input={good}", f"--output={tmp_path}/file/out")
+  assert "file/out: cannot be written" in line
+  line = fails(capsys, *prepare, f"--input={good}", f"--output={tmp_path}/out", "--hand=shrapa")
+  assert "shrapa" in line
+  assert "sharpa_wave" in line
+  assert "argument --source" in fails(capsys, "prepare", "--source=lerobot3", f"--input={good}", f"--output={tmp_path}/out")
+  line = fails(capsys, "prepare", "--source=simulated", f"--input={tmp_path}/none", f"--output={tmp_path}/out")
+  assert "egoscale simulate" in line
+  assert not (tmp_path / "out").exists()
+
+
+def test_train_mistakes_are_one_line(capsys, tmp_path, shards):
+  train = ("train", f"--workdir={tmp_path}/run")
+  assert "no such file" in fails(capsys, *train, "--config=configs/none.py")
+  assert "'debgu'" in fails(capsys, *train, DEBUG.replace(":debug", ":debgu"))
+  line = fails(capsys, *train, DEBUG, "--config.optim.learning_rat=1")
+  assert "--config.optim.learning_rat: unknown key 'learning_rat', did you mean 'learning_rate'" in line
+  assert "--config.nonsense: unknown key" in fails(capsys, *train, DEBUG, "--config.nonsense=1")
+  line = fails(capsys, *train, DEBUG, "--config.batch_size=many")
+  assert "--config.batch_size: found 'many', expected int" in line
+  assert "holds b1" in fails(capsys, *train, DEBUG, "--config.optim=3")
+  assert "config.data.shards: found nothing" in fails(capsys, *train, DEBUG)
+  assert f"{tmp_path}/none/manifest.json" in fails(capsys, *train, DEBUG, f"--config.data.shards={tmp_path}/none")
+  data = f"--config.data.shards={shards}"
+  (tmp_path / "file").write_text("")
+  assert "file/run: cannot be written" in fails(capsys, "train", f"--workdir={tmp_path}/file/run", DEBUG, data)
+  assert "multiples of patch x merge = 32" in fails(capsys, *train, DEBUG, data, "--config.data.image_size=(65, 64)")
+  line = fails(capsys, "train", f"--workdir={tmp_path}/other", DEBUG, data, "--config.model.expert.layers=3")
+  assert "config.model.expert.layers: found 3, expected a multiple of 4" in line
+  line = fails(capsys, "train", f"--workdir={tmp_path}/text", DEBUG, data, "--config.data.text_tokens=4")
+  assert "config.data.text_tokens: found 4" in line
+
+
+def test_view_and_report_mistakes_are_one_line(capsys, tmp_path, shards, tiny_run):
+  assert "expected .mp4 or .png" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.gif")
+  assert "holds no shards" in fails(capsys, "view", f"--input={tmp_path}", f"--output={tmp_path}/v.png")
+  assert "holds 6 episodes" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", "--episode=6")
+  assert "config.json is missing" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", f"--workdir={tmp_path}")
+  line = fails(capsys, "report", f"--workdir={tiny_run}", f"--shards={shards}", f"--output={tmp_path}/r.html")
+  assert "validation.json: missing, run `egoscale evaluate` first" in line
+  assert "takes no config" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", "--config.steps=1")

@@ -1,0 +1,102 @@
+"""kill -9 in the middle of training, start again: the numbers after it are those of an uninterrupted run, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from egoscale_jax.errors import UserError
+from egoscale_jax.train import checkpoint, main, run
+
+TINY = {
+  "config.steps": 24,
+  "config.checkpoint_every": 8,
+  "config.validate_every": 24,
+  "config.log_every": 5,
+  "config.batch_size": 4,
+  "config.flow_draws": 1,
+  "config.data.image_size": "(32, 32)",
+  "config.data.text_tokens": 40,
+  "config.model.dropout": 0.1,
+  "config.validation.draws": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+  """One core each and a shared compilation cache: the runs differ in nothing but the kill."""
+  cache = tmp_path_factory.mktemp("cache")
+  return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def start(shards, workdir, environment, log, **overrides):
+  fields = [f"--{key}={value}" for key, value in {**TINY, **overrides}.items()]
+  command = [sys.executable, "-m", "egoscale_jax.cli", "train", f"--config={ROOT}/configs/pretrain.py:debug", f"--workdir={workdir}"]
+  return subprocess.Popen([*command, f"--config.data.shards={shards}", *fields], env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def losses(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
+
+
+def test_killed_run_continues_bit_for_bit(shards, tmp_path, environment):
+  with open(tmp_path / "log", "w") as log:
+    whole = start(shards, tmp_path / "whole", environment, log)
+    assert whole.wait(300) == 0, (tmp_path / "log").read_text()
+
+    killed = start(shards, tmp_path / "killed", environment, log)
+    while not (tmp_path / "killed" / "checkpoints" / "8").is_dir() or len(losses(tmp_path / "killed")) < 10:
+      assert killed.poll() is None, (tmp_path / "log").read_text()
+      time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    reached = max(losses(tmp_path / "killed"))
+    assert reached < 24, "the run ended before it could be killed"
+
+    again = start(shards, tmp_path / "killed", environment, log)
+    assert again.wait(300) == 0, (tmp_path / "log").read_text()
+  assert "from step" in (tmp_path / "log").read_text()
+  expected = losses(tmp_path / "whole")
+  assert sorted(expected) == list(range(1, 25))
+  assert losses(tmp_path / "killed") == expected
+  assert len(set(expected.values())) == 24, "every step has its own numbers"
+
+
+def test_a_finished_run_is_left_alone_and_another_config_is_refused(shards, tiny_run):
+  import tiny
+
+  before = (tiny_run / "metrics.jsonl").read_text().splitlines()
+  main.main(tiny.config(shards), tiny_run)
+  assert (tiny_run / "metrics.jsonl").read_text().splitlines() == before
+  with pytest.raises(UserError, match=r"holds another run: config.optim.learning_rate: found 0.5, the run began with 0.001"):
+    main.main(tiny.config(shards, **{"optim.learning_rate": 0.5}), tiny_run)
+  run.start(tiny.config(shards, log_every=7), tiny_run)  # what changes no number may change
+
+
+def test_the_next_stage_takes_the_parameters_and_nothing_else(shards, tiny_run, tmp_path):
+  import jax
+  import numpy as np
+  import tiny
+
+  config = tiny.config(shards, steps=1, init_from=str(tiny_run), train_parts=("expert/.*",))
+  main.main(config, tmp_path / "next")
+  _, params, step = run.open_run(tmp_path / "next")
+  _, before, _ = run.open_run(tiny_run)
+  assert step == 1
+  jax.tree.map(np.testing.assert_array_equal, params["vision"], before["vision"])
+
+
+def test_a_checkpoint_of_another_model_is_named_by_path(shards, tiny_run, tmp_path):
+  import tiny
+
+  config = tiny.config(shards, init_from=str(tiny_run), **{"model.expert.output": 48})
+  with pytest.raises(UserError, match=r"does not fit the config: params/expert/action_decoder/\S+: found \(.*\), expected \("):
+    main.main(config, tmp_path / "other")
+  with pytest.raises(UserError, match="found no checkpoints"):
+    checkpoint.latest_step(tmp_path / "nowhere")

@@ -1,0 +1,113 @@
+"""The one table: exactly one rule a parameter, every rule used, a golden text, nothing lost at full size."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+from jax.sharding import PartitionSpec as P
+
+from egoscale_jax import config as config_lib
+from egoscale_jax.data import spec
+from egoscale_jax.errors import UserError
+from egoscale_jax.models import vla
+from egoscale_jax.train import sharding
+from egoscale_jax.train import step as step_lib
+
+GOLDEN = ROOT / "tests" / "train" / "sharding_golden.txt"
+
+
+def full_size():
+  config = config_lib.parse([f"--config={ROOT}/configs/pretrain.py"])
+  model = vla.VLA(config.model)
+  return config, jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), spec.batch_shapes(config, 114))
+
+
+@pytest.fixture(scope="module")
+def full():
+  return full_size()
+
+
+def describe(shapes):
+  specs = sharding.param_specs(shapes)
+  leaves = zip(jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)))
+  return "".join(f"{sharding.path_name(path)} {leaf.shape} {tuple(rule)}\n" for (path, leaf), rule in leaves)
+
+
+def test_specs_equal_the_golden_text(full):
+  """Differs? Read the diff: it is what moved on every pod. If it is meant, write it with `python tests/train/test_sharding.py`."""
+  assert describe(full[1].params) == GOLDEN.read_text()
+
+
+def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors(full):
+  params = full[1].params
+  with pytest.raises(ValueError, match=r"vision/new: matches 0 sharding rules"):
+    sharding.param_specs({**params, "vision": {**params["vision"], "new": params["vision"]["position"]}})
+  with pytest.raises(ValueError, match=r"match no parameter.*expert"):
+    sharding.param_specs({name: part for name, part in params.items() if name != "expert"})
+
+
+def test_full_size_keeps_every_axis_of_its_rules_on_a_pod(full):
+  _, state = full
+  mesh = jax.sharding.AbstractMesh((4, 64, 2), sharding.AXES)
+  specs = jax.tree.leaves(sharding.param_specs(state.params), is_leaf=lambda s: isinstance(s, P))
+  for (path, leaf), rule in zip(jax.tree_util.tree_leaves_with_path(state.params), specs):
+    fitted = sharding.fit_spec(rule, leaf.shape, mesh)
+    assert tuple(rule) == tuple(fitted), sharding.path_name(path)
+
+
+def test_large_parameters_are_sharded(full):
+  specs = jax.tree.leaves(sharding.param_specs(full[1].params), is_leaf=lambda s: isinstance(s, P))
+  for (path, leaf), rule in zip(jax.tree_util.tree_leaves_with_path(full[1].params), specs):
+    if leaf.size > 1_000_000:
+      assert any(axes is not None for axes in rule), sharding.path_name(path)
+
+
+def test_moments_follow_their_parameter(full):
+  _, state = full
+  mesh = sharding.make_mesh(tiny.config(**{"mesh.data": 1, "mesh.fsdp": -1}))
+  shardings = sharding.state_shardings(state, mesh)
+  params = {sharding.path_name(path): s.spec for path, s in jax.tree_util.tree_leaves_with_path(shardings.params)}
+  moments = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shardings.opt_state):
+    name = sharding.path_name(path)
+    tail = next((p for p in params if name.endswith("/" + p)), None)
+    if tail:
+      assert leaf.spec == params[tail], name
+      moments += 1
+  assert moments == 2 * len(params)
+
+
+def test_wrong_meshes_are_named():
+  with pytest.raises(UserError, match=r"config.mesh: found .*expected a product of 8 devices"):
+    sharding.make_mesh(tiny.config(**{"mesh.data": 3, "mesh.fsdp": 1}))
+  with pytest.raises(UserError, match=r"config.batch_size: found 12, expected a multiple of data x fsdp = 8"):
+    sharding.make_mesh(tiny.config(batch_size=12))
+
+
+def test_eight_devices_take_the_step_of_one():
+  """FSDP and data parallelism change nothing but the order of sums; the state comes back with the shardings that were asked for."""
+  config = tiny.config(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
+  model, batch = vla.VLA(config.model), tiny.batch(config)
+  states = {}
+  for name, devices in (("one", jax.devices()[:1]), ("eight", jax.devices())):
+    with config.unlocked():
+      config.mesh = dict(data=1, fsdp=1, tensor=1) if name == "one" else dict(data=2, fsdp=2, tensor=2)
+    mesh = sharding.make_mesh(config, devices)
+    shapes = jax.eval_shape(lambda b: step_lib.init_state(model, config, b), batch)
+    shardings = sharding.state_shardings(shapes, mesh)
+    state = jax.jit(lambda b: step_lib.init_state(model, config, b), out_shardings=shardings)(batch)
+    step = jax.jit(step_lib.make_train_step(model, config), out_shardings=(shardings, None))
+    for _ in range(2):
+      state, metrics = step(state, sharding.to_global(batch, mesh))
+    states[name] = (state, metrics)
+    for (path, leaf), want in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings)):
+      assert leaf.sharding.is_equivalent_to(want, leaf.ndim), sharding.path_name(path)
+  kernel = states["eight"][0].params["expert"]["groups"]["self_0"]["mlp"]["up"]["kernel"]
+  assert kernel.sharding.spec == P(None, "fsdp", "tensor")
+  np.testing.assert_allclose(states["one"][1]["loss"], states["eight"][1]["loss"], rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), states["one"][0].params, states["eight"][0].params)
+
+
+if __name__ == "__main__":
+  GOLDEN.write_text(describe(full_size()[1].params))
