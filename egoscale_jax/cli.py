@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pathlib
+import platform
 import sys
 
 from egoscale_jax.errors import UserError
@@ -152,6 +153,8 @@ def main(argv=None):
   arguments = _parser().parse_args([a for a in argv if not a.startswith("--config.")])
   if "config" in arguments:
     arguments.config = [f"--config={arguments.config}", *overrides]
+  # Compiled programs are kept for the next start; one folder a machine, since a CPU's programs run on its kind only.
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "egoscale_jax" / platform.node()))
   try:
     if overrides and "config" not in arguments:
       raise UserError(f"{overrides[0]}: `egoscale {arguments.verb}` takes no config")

@@ -10,11 +10,14 @@ import jax
 import pytest
 from absl import flags
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".venv" / "jax_cache"  # the tests compile much and run little; both of pytest's processes share it
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data")]  # helpers: tiny.py, recordings.py
 
@@ -50,5 +53,5 @@ def tiny_run(tmp_path_factory, shards):
   from egoscale_jax.train import main
 
   workdir = tmp_path_factory.mktemp("run")
-  main.main(tiny.config(shards), workdir)
+  main.main(tiny.config(shards), workdir, jax.devices()[:1])
   return workdir

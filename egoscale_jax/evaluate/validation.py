@@ -86,7 +86,7 @@ class Validation:
       noise_key, time_key = jnp.moveaxis(jax.vmap(jax.random.split)(key), 1, 0)
       noise = flow.sample_noise(noise_key, action.shape[1:])
       sample = vla.sample(self.model, {"params": params}, features, query, noise, c.flow.steps)
-      time_B = flow.sample_time(time_key, c.flow.alpha, c.flow.beta, c.flow.scale)
+      time_B = flow.sample_time(time_key, c.flow.alpha, c.flow.scale)
       x_t = flow.interpolate(noise, action, time_B)
       velocity = self.model.apply({"params": params}, features, batch, x_t, time_B, method=vla.VLA.velocity)
       error = jnp.where(batch.action_mask_BxTxA, (velocity - (action - noise)) ** 2, 0.0)

@@ -12,9 +12,12 @@ def example_keys(seed, position_B):
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), position_B)
 
 
-def sample_time(key_B, alpha, beta, scale):
-  """t [B] = scale * (1 - u), u ~ Beta(alpha, beta): more weight on noisy inputs."""
-  return jax.vmap(lambda key: scale * (1.0 - jax.random.beta(key, alpha, beta)))(key_B)
+def sample_time(key_B, alpha, scale):
+  """t [B] = scale * (1 - u), u ~ Beta(alpha, 1): more weight on noisy inputs.
+
+  By the inverse of the distribution function u^alpha; jax.random.beta is a rejection loop, and its second parameter is 1 in every GR00T.
+  """
+  return jax.vmap(lambda key: scale * (1.0 - jax.random.uniform(key) ** (1.0 / alpha)))(key_B)
 
 
 def sample_noise(key_B, shape):

@@ -87,7 +87,7 @@ def loss(model, params, batch, seed, draws, train=True):
   noise_key, time_key = jnp.moveaxis(jax.vmap(jax.random.split)(key_B), 1, 0)
   action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
   noise = flow.sample_noise(noise_key, action.shape[1:])
-  time_B = flow.sample_time(time_key, c.alpha, c.beta, c.scale)
+  time_B = flow.sample_time(time_key, c.alpha, c.scale)
   x_t = flow.interpolate(noise, action, time_B)
   velocity = model.apply(params, features, batch, x_t, time_B, train, method=VLA.velocity, rngs={"dropout": dropout_velocity})
   return flow.masked_mean((velocity - (action - noise)) ** 2, batch.action_mask_BxTxA)

@@ -14,35 +14,31 @@ from egoscale_jax.errors import UserError
 from egoscale_jax.train.sharding import path_name
 
 
-def manager(workdir, keep):
-  """An Orbax CheckpointManager on workdir/checkpoints; saves are asynchronous."""
+def manager(workdir, keep=None):
+  """An Orbax CheckpointManager on workdir/checkpoints; saves are asynchronous. `keep`: the newest so many stay; None: nothing is saved."""
   path = pathlib.Path(workdir).resolve() / "checkpoints"
-  return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True))
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
+  return ocp.CheckpointManager(path, item_handlers=ocp.PyTreeCheckpointHandler(), options=options)
 
 
 def save(checkpoints, step, state):
-  checkpoints.save(step, args=ocp.args.StandardSave(state))
+  checkpoints.save(step, args=ocp.args.PyTreeSave(state))
 
 
 def restore(checkpoints, step, shapes, shardings):
-  """The state of `step` on any mesh. `shapes` and `shardings` are trees like the state; a mismatch is a UserError that names the paths."""
-  _check_tree(checkpoints, step, shapes)
+  """The state of `step`, or a part of it, on any mesh. `shapes` and `shardings` are trees like it; a mismatch is a UserError with paths."""
+  found = checkpoints.item_metadata(step).tree
+  _compare(shapes, {name: found[name] for name in _names(shapes) if name in found}, f"{checkpoints.directory}/{step}")
   target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
-  return checkpoints.restore(step, args=ocp.args.StandardRestore(target))
+  restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+  return checkpoints.restore(step, args=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True))
 
 
 def restore_params(workdir, shapes, shardings):
   """Only the parameters of a work directory's newest checkpoint: how a stage hands over to the next."""
-  path = pathlib.Path(workdir).resolve() / "checkpoints"
   step = latest_step(workdir)
-  with ocp.CheckpointManager(path) as checkpoints:
-    metadata = checkpoints.item_metadata(step).tree
-    _compare({"params": shapes}, {"params": metadata["params"]}, f"{path}/{step}")
-    target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
-    args = ocp.args.PyTreeRestore(
-      {"params": target}, restore_args=ocp.checkpoint_utils.construct_restore_args({"params": target}), partial_restore=True
-    )
-    return checkpoints.restore(step, args=args)["params"]
+  with manager(workdir) as checkpoints:
+    return restore(checkpoints, step, {"params": shapes}, {"params": shardings})["params"]
 
 
 def latest_step(workdir):
@@ -50,16 +46,16 @@ def latest_step(workdir):
   path = pathlib.Path(workdir).resolve() / "checkpoints"
   if not path.is_dir():
     raise UserError(f"{workdir}: found no checkpoints, expected a work directory of `egoscale train`")
-  with ocp.CheckpointManager(path) as checkpoints:
+  with manager(workdir) as checkpoints:
     step = checkpoints.latest_step()
   if step is None:
     raise UserError(f"{path}: found no complete checkpoint")
   return step
 
 
-def _check_tree(checkpoints, step, shapes):
-  found = checkpoints.item_metadata(step).tree
-  _compare(shapes, found, f"{checkpoints.directory}/{step}")
+def _names(tree):
+  """Top-level keys of a dict or a dataclass."""
+  return sorted({path_name(path).split("/")[0] for path, _ in jax.tree_util.tree_leaves_with_path(tree)})
 
 
 def _compare(expected, found, where):

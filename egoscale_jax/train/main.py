@@ -4,6 +4,7 @@ State and step determine everything: the data (data/pipeline.py), the noise (mod
 started again goes on from its last checkpoint with the very numbers of a run that was not.
 """
 
+import contextlib
 import pathlib
 import time
 
@@ -16,55 +17,53 @@ from egoscale_jax.train import run as run_lib
 from egoscale_jax.train import step as step_lib
 
 
-def main(config, workdir):
-  """Trains to config.steps, continuing what is in workdir. -> the last validation's figures."""
+def main(config, workdir, devices=None):
+  """Trains to config.steps on `devices` (default: all), continuing what is in workdir. -> the last validation's figures, or None."""
   workdir = pathlib.Path(workdir)
-  run = run_lib.start(config, workdir)
+  run = run_lib.start(config, workdir, devices)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(run.state_shapes.params))
   print(f"{parameters / 1e6:.1f} M parameters, {run.mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}", flush=True)
 
-  # 1. a checkpoint of this run; 2. the parameters of the stage before; 3. fresh parameters.
-  checkpoints = checkpoint.manager(workdir, config.keep_checkpoints)
-  if checkpoints.latest_step() is not None:
-    state = checkpoint.restore(checkpoints, checkpoints.latest_step(), run.state_shapes, run.state_shardings)
-    print(f"continuing {workdir} from step {int(state.step)}", flush=True)
-  else:
-    fake = pipeline.fake_batch(run.batch_shapes)
-    init = jax.jit(lambda batch: step_lib.init_state(run.model, config, batch), out_shardings=run.state_shardings)
-    state = init(fake)
-    if config.init_from:
-      params = checkpoint.restore_params(config.init_from, run.state_shapes.params, run.state_shardings.params)
-      state = step_lib.replace_params(state, params)
-      print(f"parameters from {config.init_from}", flush=True)
+  with contextlib.ExitStack() as stack:
+    # 1. a checkpoint of this run; 2. the parameters of the stage before; 3. fresh parameters.
+    checkpoints = stack.enter_context(checkpoint.manager(workdir, config.keep_checkpoints))
+    if checkpoints.latest_step() is not None:
+      state = checkpoint.restore(checkpoints, checkpoints.latest_step(), run.state_shapes, run.state_shardings)
+      print(f"continuing {workdir} from step {int(state.step)}", flush=True)
+    else:
+      fake = pipeline.fake_batch(run.batch_shapes)
+      init = jax.jit(lambda batch: step_lib.init_state(run.model, config, batch), out_shardings=run.state_shardings)
+      state = init(fake)
+      if config.init_from:
+        params = checkpoint.restore_params(config.init_from, run.state_shapes.params, run.state_shardings.params)
+        state = step_lib.replace_params(state, params)
+        print(f"parameters from {config.init_from}", flush=True)
 
-  first_step = int(state.step)
-  batches = pipeline.train_batches(config, run.prompt, run.statistics, first_step)
-  train_step = jax.jit(step_lib.make_train_step(run.model, config), out_shardings=(run.state_shardings, None), donate_argnums=0)
-  held_out = validation.Validation(config, run.prompt, run.model, run.statistics)
-  log = metrics.Metrics(workdir, first_step, config)
-  figures, last = None, None  # `last`: metrics of the step before, fetched while this one runs, so that the host never waits
+    first_step = int(state.step)
+    batches = pipeline.train_batches(config, run.prompt, run.statistics, first_step)
+    train_step = jax.jit(step_lib.make_train_step(run.model, config), out_shardings=(run.state_shardings, None), donate_argnums=0)
+    held_out = validation.Validation(config, run.prompt, run.model, run.statistics)
+    log = stack.enter_context(contextlib.closing(metrics.Metrics(workdir, first_step, config)))
+    figures, last = None, None  # `last`: metrics of the step before, fetched while this one runs, so that the host never waits
 
-  for step in range(first_step + 1, config.steps + 1):
-    began = time.perf_counter()
-    batch = sharding.to_global(next(batches), run.mesh)
-    wait = time.perf_counter() - began
-    with jax.transfer_guard("disallow"):  # catches a numpy array or a Python number that would be sent to the device every step
-      state, values = train_step(state, batch)
-    if last is not None:
-      log.step(step - 1, *last)
-    last = (values, wait)
-    save = step % config.checkpoint_every == 0 or step == config.steps
-    validate = step % config.validate_every == 0 or step == config.steps
-    if save or validate:
-      log.step(step, *last)
-      last = None
-    if save:
-      checkpoint.save(checkpoints, step, state)
-    if validate:
-      figures = held_out.run(state.params)
-      log.validation(step, figures)
-
-  checkpoints.wait_until_finished()
-  checkpoints.close()
-  log.close()
+    for step in range(first_step + 1, config.steps + 1):
+      began = time.perf_counter()
+      batch = sharding.to_global(next(batches), run.mesh)
+      wait = time.perf_counter() - began
+      with jax.transfer_guard("disallow"):  # catches a numpy array or a Python number that would be sent to the device every step
+        state, values = train_step(state, batch)
+      if last is not None:
+        log.step(step - 1, *last)
+      last = (values, wait)
+      save = step % config.checkpoint_every == 0 or step == config.steps
+      validate = step % config.validate_every == 0 or step == config.steps
+      if save or validate:
+        log.step(step, *last)
+        last = None
+      if save:
+        checkpoint.save(checkpoints, step, state)
+      if validate:
+        figures = held_out.run(state.params)
+        log.validation(step, figures)
+    checkpoints.wait_until_finished()
   return figures

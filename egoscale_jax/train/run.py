@@ -56,7 +56,7 @@ def make_run(config, text_tokenizer, stats, devices=None):
   return Run(config, prompt, stats, model, mesh, shapes, sharding.state_shardings(shapes, mesh))
 
 
-def start(config, workdir):
+def start(config, workdir, devices=None):
   """Makes or continues a work directory -> Run. The tokenizer and the statistics are fixed at the first start."""
   workdir = pathlib.Path(workdir)
   try:
@@ -79,7 +79,7 @@ def start(config, workdir):
       checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
     except OSError as error:
       raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
-  return make_run(config, tokenizer.load(workdir / "tokenizer.json"), statistics.load(workdir / "statistics.json"))
+  return make_run(config, tokenizer.load(workdir / "tokenizer.json"), statistics.load(workdir / "statistics.json"), devices)
 
 
 def open_run(workdir, shards=None):

@@ -43,7 +43,7 @@ def make_train_step(model, config):
     loss, grads = jax.value_and_grad(loss_of)(trained)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     params = optim.merge(optax.apply_updates(trained, updates), frozen)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "learning_rate": rate(state.step)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": rate(state.step)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return train_step

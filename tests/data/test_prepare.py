@@ -75,7 +75,8 @@ def test_usable_ones_are_kept_and_each_other_is_named(prepared, folder):
     assert cause in entries[name]["error"]
     assert f"rejected {entries[name]['error']}" in lines
   assert "masked not_finite left: 3 of 160 frames, in 1 of 4 episodes" in lines
-  assert lines[-1] == f"kept 4 of 8 episodes, {160 / 30 / 3600:.4g} hours, in {prepared.output_dir}"
+  assert any(line.startswith("  good/gap: not_finite left, 3 frames from ") for line in lines)
+  assert lines[-1] == f"kept 4 of 8 episodes, {160 / 30 / 60:.1f} minutes, in {prepared.output_dir}"
   assert not any("\n" in line for line in lines)
 
 

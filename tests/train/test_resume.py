@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
-from conftest import ROOT
+import tiny
+from conftest import CACHE, ROOT
 
 from egoscale_jax.errors import UserError
 from egoscale_jax.train import checkpoint, main, run
@@ -28,10 +31,8 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-  """One core each and a shared compilation cache: the runs differ in nothing but the kill."""
-  cache = tmp_path_factory.mktemp("cache")
-  return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+def environment():
+  return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PLATFORMS": "cpu"}
 
 
 def start(shards, workdir, environment, log, **overrides):
@@ -69,23 +70,17 @@ def test_killed_run_continues_bit_for_bit(shards, tmp_path, environment):
 
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(shards, tiny_run):
-  import tiny
-
   before = (tiny_run / "metrics.jsonl").read_text().splitlines()
-  main.main(tiny.config(shards), tiny_run)
+  main.main(tiny.config(shards), tiny_run, jax.devices()[:1])
   assert (tiny_run / "metrics.jsonl").read_text().splitlines() == before
   with pytest.raises(UserError, match=r"holds another run: config.optim.learning_rate: found 0.5, the run began with 0.001"):
-    main.main(tiny.config(shards, **{"optim.learning_rate": 0.5}), tiny_run)
+    main.main(tiny.config(shards, **{"optim.learning_rate": 0.5}), tiny_run, jax.devices()[:1])
   run.start(tiny.config(shards, log_every=7), tiny_run)  # what changes no number may change
 
 
 def test_the_next_stage_takes_the_parameters_and_nothing_else(shards, tiny_run, tmp_path):
-  import jax
-  import numpy as np
-  import tiny
-
   config = tiny.config(shards, steps=1, init_from=str(tiny_run), train_parts=("expert/.*",))
-  main.main(config, tmp_path / "next")
+  main.main(config, tmp_path / "next", jax.devices()[:1])
   _, params, step = run.open_run(tmp_path / "next")
   _, before, _ = run.open_run(tiny_run)
   assert step == 1
@@ -93,10 +88,8 @@ def test_the_next_stage_takes_the_parameters_and_nothing_else(shards, tiny_run, 
 
 
 def test_a_checkpoint_of_another_model_is_named_by_path(shards, tiny_run, tmp_path):
-  import tiny
-
   config = tiny.config(shards, init_from=str(tiny_run), **{"model.expert.output": 48})
   with pytest.raises(UserError, match=r"does not fit the config: params/expert/action_decoder/\S+: found \(.*\), expected \("):
-    main.main(config, tmp_path / "other")
+    main.main(config, tmp_path / "other", jax.devices()[:1])
   with pytest.raises(UserError, match="found no checkpoints"):
     checkpoint.latest_step(tmp_path / "nowhere")

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny
 from conftest import ROOT
@@ -86,27 +87,28 @@ def test_wrong_meshes_are_named():
 
 
 def test_eight_devices_take_the_step_of_one():
-  """FSDP and data parallelism change nothing but the order of sums; the state comes back with the shardings that were asked for."""
-  config = tiny.config(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
+  """Data, FSDP and tensor parallelism change nothing but the order of sums; the state comes back with the shardings asked for."""
+  config = tiny.config(flow_draws=1, **{"model.mixer.layers": 0, "model.language.layers": 1, "model.vision.depth": 1})
   model, batch = vla.VLA(config.model), tiny.batch(config)
-  states = {}
-  for name, devices in (("one", jax.devices()[:1]), ("eight", jax.devices())):
+  initial = jax.jit(lambda b: step_lib.init_state(model, config, b))(batch)
+  results = {}
+  for name, sizes, devices in (("one", (1, 1, 1), jax.devices()[:1]), ("eight", (2, 2, 2), jax.devices())):
     with config.unlocked():
-      config.mesh = dict(data=1, fsdp=1, tensor=1) if name == "one" else dict(data=2, fsdp=2, tensor=2)
+      config.mesh = dict(zip(sharding.AXES, sizes))
     mesh = sharding.make_mesh(config, devices)
-    shapes = jax.eval_shape(lambda b: step_lib.init_state(model, config, b), batch)
-    shardings = sharding.state_shardings(shapes, mesh)
-    state = jax.jit(lambda b: step_lib.init_state(model, config, b), out_shardings=shardings)(batch)
+    shardings = sharding.state_shardings(jax.eval_shape(lambda: initial), mesh)
     step = jax.jit(step_lib.make_train_step(model, config), out_shardings=(shardings, None))
-    for _ in range(2):
-      state, metrics = step(state, sharding.to_global(batch, mesh))
-    states[name] = (state, metrics)
+    state, metrics = step(jax.device_put(initial, shardings), sharding.to_global(batch, mesh))
+    results[name] = (state, metrics)
     for (path, leaf), want in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings)):
       assert leaf.sharding.is_equivalent_to(want, leaf.ndim), sharding.path_name(path)
-  kernel = states["eight"][0].params["expert"]["groups"]["self_0"]["mlp"]["up"]["kernel"]
+  kernel = results["eight"][0].params["expert"]["groups"]["self_0"]["mlp"]["up"]["kernel"]
   assert kernel.sharding.spec == P(None, "fsdp", "tensor")
-  np.testing.assert_allclose(states["one"][1]["loss"], states["eight"][1]["loss"], rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), states["one"][0].params, states["eight"][0].params)
+  np.testing.assert_allclose(results["one"][1]["loss"], results["eight"][1]["loss"], rtol=1e-5)
+  # The first moments are the gradients; the parameters after Adam would not do: it blows up the rounding of gradients near zero.
+  one, eight = (jax.tree.leaves(optax.tree.get(results[name][0].opt_state, "mu")) for name in results)
+  for a, b in zip(one, eight):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max() + 1e-9)
 
 
 if __name__ == "__main__":
