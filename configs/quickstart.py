@@ -22,7 +22,7 @@ def get_config(mode=""):
   m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
   config.data.update(image_size=(96, 96), stride=5, text_tokens=32, threads=2, slots=dict(human=0))
   config.batch_size = 16
-  config.steps = 3000
+  config.steps = 2000
   config.flow_draws = 2
   config.optim.update(learning_rate=1.5e-3, b1=0.9, b2=0.98)
   config.train_parts = (".*",)
