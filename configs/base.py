@@ -42,6 +42,8 @@ def get_config(mode=""):
   config.data.text_tokens = 48  # room for the instruction, its template included
   config.data.tokenizer = ""  # a tokenizer.json; empty: a small one is built from the shards' own instructions
   config.data.slots = dict(human=26)  # which adapter an embodiment uses; 26 is the EgoScale robot's and its human data's (N1.7)
+  config.data.human_state = False  # True: human video comes with its tracked hand pose as proprioception, as N1.7's human tags do;
+  # the paper's human data has none, and a learned placeholder stands in (section 2.3)
   config.data.threads = 8  # reader threads a process
   config.data.workers = 0  # worker processes a host; the examples do not depend on it
   config.data.prefetch = 4  # batches
@@ -70,13 +72,13 @@ def debug(config):
   m.vision = dict(depth=2, width=64, heads=4, mlp=128, patch=16, merge=2, temporal_patch=2, position_side=8, deepstack=(0,))
   m.language = dict(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=128, vocab=512, rope_theta=5e6, mrope_sections=(4, 2, 2))
   m.mixer = dict(layers=1, heads=4, head_dim=16, mask_padding=True)
-  m.expert = dict(layers=4, heads=4, head_dim=16, output=64, embodiments=2, max_positions=64, time_buckets=1000, state_dropout=0.2)
+  m.expert = dict(layers=4, heads=4, head_dim=32, output=128, embodiments=2, max_positions=64, time_buckets=1000, state_dropout=0.2)
   m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
   config.data.update(image_size=(64, 64), threads=2, prefetch=2, slots=dict(human=0))
   config.batch_size = 16
   config.steps = 300
   config.flow_draws = 4
-  config.optim.learning_rate = 1e-3
+  config.optim.update(learning_rate=1e-3, b1=0.9, b2=0.98)
   config.mesh.update(data=-1, fsdp=1)
   config.log_every = 10
   config.checkpoint_every = 100

@@ -7,6 +7,8 @@ import pathlib
 import platform
 import sys
 
+from absl import logging
+
 from egoscale_jax.errors import UserError
 
 
@@ -148,6 +150,7 @@ def _parser():
 
 
 def main(argv=None):
+  logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell much that is no concern of the person at the keyboard
   argv = sys.argv[1:] if argv is None else argv
   overrides = [a for a in argv if a.startswith("--config.")]
   arguments = _parser().parse_args([a for a in argv if not a.startswith("--config.")])

@@ -33,15 +33,18 @@ class Policy:
     self.normalizer = stats.normalizer(self.config.model.horizon, self.config.data.stride)
     self._sample = jax.jit(functools.partial(_sample, self.run.model))
 
-  def __call__(self, images, text, embodiment="human", seed=0):
-    """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size; text: the instruction -> Chunk."""
-    batch = self._batch(images, text, embodiment)
+  def __call__(self, images, text, state=None, embodiment="human", seed=0):
+    """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size; text: the instruction -> Chunk.
+
+    state: [A] of data.actions.make_state, for a policy that was trained with it (config.data.human_state).
+    """
+    batch = self._batch(images, text, state, embodiment)
     action = self._sample(self.params, batch, jax.random.key(seed))
     width = len(self.normalizer.low_A)
     pose, joints = actions.split_chunk(self.normalizer.denormalize(np.asarray(action)[0, :, :width]), len(self.joint_names))
     return Chunk(pose, joints, self.joint_names)
 
-  def _batch(self, images, text, embodiment):
+  def _batch(self, images, text, state, embodiment):
     c = self.config
     if len(images) != len(c.data.cameras):
       raise UserError(f"images: found {len(images)}, expected one for each of the cameras {tuple(c.data.cameras)}")
@@ -50,16 +53,25 @@ class Policy:
         raise UserError(f"images[{i}]: found {image.dtype} {image.shape}, expected uint8 [height, width, 3]")
     if embodiment not in c.data.slots:
       raise UserError(f"embodiment: found {embodiment!r}, expected one of {sorted(c.data.slots)}")
+    width = len(self.normalizer.low_A)
+    if (state is not None) != c.data.human_state or (state is not None and np.shape(state) != (width,)):
+      expected = f"[{width}] of actions.make_state" if c.data.human_state else "none: the policy was trained without"
+      raise UserError(f"state: found {'none' if state is None else np.shape(state)}, expected {expected}")
+    if state is not None and not np.all(np.isfinite(state)):
+      raise UserError("state: found values that are not finite: a hand is missing")
     token, token_mask = self.run.prompt(text)
     m = c.model
+    padded = np.zeros((1, m.state_dim), np.float32)
+    if state is not None:
+      padded[0, :width] = actions.normalize_state(np.asarray(state, np.float32), self.normalizer)
     observed = np.pad(self.normalizer.observed_A, (0, m.action_dim - len(self.normalizer.observed_A)))
     return spec.Batch(
       image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size) for image in images])[None],
       image_mask_BxC=np.ones((1, len(images)), bool),
       token_BxL=token[None],
       token_mask_BxL=token_mask[None],
-      state_BxS=np.zeros((1, m.state_dim), np.float32),
-      state_mask_B=np.zeros(1, bool),
+      state_BxS=padded,
+      state_mask_B=np.full(1, state is not None),
       action_BxTxA=np.zeros((1, m.horizon, m.action_dim), np.float32),
       action_mask_BxTxA=np.broadcast_to(observed, (1, m.horizon, m.action_dim)),
       embodiment_B=np.asarray([c.data.slots[embodiment]], np.int32),

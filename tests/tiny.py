@@ -11,6 +11,10 @@ from egoscale_jax.data import pipeline, spec
 TEXT = 300  # a token that is neither special nor an image
 
 
+# Fewer different blocks to compile, the same topology: for tests of the loop, not of the model.
+SHALLOW = {"model.vision.depth": 1, "model.language.layers": 1, "model.mixer.layers": 0}
+
+
 def config(shards="", **overrides):
   """configs/pretrain.py:debug, smaller still."""
   c = config_lib.parse([f"--config={ROOT}/configs/pretrain.py:debug", f"--config.data.shards={shards}"])

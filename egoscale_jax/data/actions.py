@@ -39,3 +39,25 @@ def split_chunk(action_TxA, num_joints: int):
   hands = action_TxA.reshape(action_TxA.shape[:-1] + (2, WRIST_DIM + num_joints))
   rotation = geometry.rot6d_to_so3(hands[..., 3:9])
   return geometry.se3(rotation, hands[..., :3]), hands[..., 9:]
+
+
+STATE_METRES = 0.5  # positions in the camera frame come out within about +-1
+
+
+def make_state(T_world_camera, T_world_wrist_2x4x4, joints_2xJ):
+  """Proprioception in the layout of an action: both wrists seen from the camera, and the joints as they are. [A], metres, radians.
+
+  From the camera and not from the world, whose origin means nothing; NaN where a hand is missing.
+  """
+  T_camera_wrist = geometry.se3_inverse(T_world_camera) @ T_world_wrist_2x4x4
+  rot6d = geometry.so3_to_rot6d(T_camera_wrist[..., :3, :3])
+  return np.concatenate([T_camera_wrist[..., :3, 3], rot6d, joints_2xJ], axis=-1).reshape(-1).astype(np.float32)
+
+
+def normalize_state(state_A, normalizer):
+  """Joints by the normaliser of the actions (they are the same joints), positions by STATE_METRES, rot6d as it is."""
+  hands = np.array(state_A).reshape(2, -1)
+  scaled = normalizer.normalize(state_A).reshape(2, -1)
+  hands[:, :3] /= STATE_METRES
+  hands[:, WRIST_DIM:] = scaled[:, WRIST_DIM:]
+  return hands.reshape(-1)

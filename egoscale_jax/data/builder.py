@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -85,7 +86,8 @@ def write(output_dir, splits: Mapping[str, Callable[[], Iterator[tuple[str, dict
   tfds.disable_progress_bar()  # the caller has its own
   builder = Egoscale(data_dir=os.fspath(output_dir), file_format="array_record")
   with contextlib.redirect_stdout(io.StringIO()):  # "Downloading and preparing ..." on the standard output says nothing that is true here
-    builder.download_and_prepare()
+    builder.download_and_prepare(download_dir=os.path.join(output_dir, "downloads"))
+  shutil.rmtree(os.path.join(output_dir, "downloads"))  # TFDS makes it although nothing is downloaded
   return {name: split.num_examples for name, split in builder.info.splits.items()}
 
 

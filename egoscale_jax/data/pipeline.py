@@ -8,7 +8,7 @@ checkpoint, and the same batch comes out, in the same order, for any number of p
 
 import dataclasses
 
-import grain.python as grain
+import grain
 import jax
 import numpy as np
 
@@ -31,6 +31,7 @@ class Examples:
     action, mask = actions.make_chunk(
       record["T_world_wrist"], record["joints"], record["valid"], frame, self.model.horizon, self.data.stride
     )
+    state, has_state = self.state(record, frame)
     padding = self.model.action_dim - actions.action_dim(num_joints)
     action = np.where(mask, self.normalizer.normalize(action), 0.0)  # zero is read nowhere: the mask says so, and a test poisons it
     token, token_mask = self.prompt(record["text"])
@@ -39,12 +40,21 @@ class Examples:
       image_mask_BxC=np.ones(1, bool),
       token_BxL=token,
       token_mask_BxL=token_mask,
-      state_BxS=np.zeros(self.model.state_dim, np.float32),
-      state_mask_B=np.asarray(False),  # human video: no proprioception (paper section 2.3)
+      state_BxS=state,
+      state_mask_B=np.asarray(has_state),
       action_BxTxA=np.pad(action, ((0, 0), (0, padding))).astype(np.float32),
       action_mask_BxTxA=np.pad(mask, ((0, 0), (0, padding))),
       embodiment_B=np.int32(self.data.slots[record["embodiment"]]),
     )
+
+  def state(self, record, frame):
+    """-> normalised state [S] and whether there is one. Human video has none (paper section 2.3), unless config.data.human_state."""
+    state = np.zeros(self.model.state_dim, np.float32)
+    if not self.data.human_state or not record["valid"][frame].all():
+      return state, False
+    known = actions.make_state(record["T_world_camera"][frame], record["T_world_wrist"][frame], record["joints"][frame])
+    state[: len(known)] = actions.normalize_state(known, self.normalizer)
+    return state, True
 
 
 def make_examples(config, prompt, stats):
@@ -54,6 +64,8 @@ def make_examples(config, prompt, stats):
   needed = actions.action_dim(len(stats.joint_names))
   if needed > config.model.action_dim:
     raise UserError(f"config.model.action_dim: found {config.model.action_dim}, the hand {stats.hand} needs {needed}")
+  if config.data.human_state and needed > config.model.state_dim:
+    raise UserError(f"config.model.state_dim: found {config.model.state_dim}, the hand {stats.hand} needs {needed}")
   if data["hand"] != stats.hand:
     raise UserError(f"{shards}: holds joints of the hand {data['hand']!r}, the run's is {stats.hand!r}")
   if len(config.data.cameras) != 1:

@@ -8,7 +8,7 @@ degrees beside it.
 import dataclasses
 import zlib
 
-import grain.python as grain
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -17,7 +17,7 @@ from egoscale_jax.train.sharding import path_name
 def manager(workdir, keep=None):
   """An Orbax CheckpointManager on workdir/checkpoints; saves are asynchronous. `keep`: the newest so many stay; None: nothing is saved."""
   path = pathlib.Path(workdir).resolve() / "checkpoints"
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=keep is None, save_interval_steps=1 if keep else 0)
   return ocp.CheckpointManager(path, item_handlers=ocp.PyTreeCheckpointHandler(), options=options)
 
 

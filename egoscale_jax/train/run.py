@@ -59,27 +59,32 @@ def make_run(config, text_tokenizer, stats, devices=None):
 def start(config, workdir, devices=None):
   """Makes or continues a work directory -> Run. The tokenizer and the statistics are fixed at the first start."""
   workdir = pathlib.Path(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
   if not config.data.shards:
     raise UserError("config.data.shards: found nothing, expected the output directory of `egoscale prepare`")
-  shards = pathlib.Path(config.data.shards)
   if (workdir / "config.json").exists():
     _check_resume(workdir, config)
   else:
-    texts = [episode["text"] for episode in manifest.load(shards)["episodes"] if "text" in episode]
-    given = config.data.tokenizer
-    made = tokenizer.load(given) if given else tokenizer.build(texts, config.model.language.vocab)
-    stats = statistics.load(shards / "statistics.json")
     try:
-      made.save(str(workdir / "tokenizer.json"))
-      stats.save(workdir / "statistics.json")
-      checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
+      workdir.mkdir(parents=True, exist_ok=True)
+      _begin(config, workdir, devices)
     except OSError as error:
       raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
   return make_run(config, tokenizer.load(workdir / "tokenizer.json"), statistics.load(workdir / "statistics.json"), devices)
+
+
+def _begin(config, workdir, devices):
+  """Writes tokenizer.json, statistics.json and, last, config.json: from then on it is a run."""
+  shards = pathlib.Path(config.data.shards)
+  texts = sorted({episode["text"] for episode in manifest.load(shards)["episodes"] if "text" in episode})
+  given = config.data.tokenizer
+  made = tokenizer.load(given) if given else tokenizer.build(texts, config.model.language.vocab)
+  stats = statistics.load(shards / "statistics.json")
+  run = make_run(config, made, stats, devices)
+  for text in texts:
+    run.prompt(text)  # an instruction that does not fit ends the run here, not after hours
+  (workdir / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
+  stats.save(workdir / "statistics.json")
+  checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
 def open_run(workdir, shards=None):
@@ -125,3 +130,7 @@ def _check_resume(workdir, config):
   ]
   if changed:
     raise UserError(f"--workdir={workdir} holds another run: {'; '.join(changed[:3])}; take a new --workdir")
+  shards = pathlib.Path(config.data.shards)
+  manifest.load(shards)
+  if (shards / "statistics.json").read_bytes() != (workdir / "statistics.json").read_bytes():
+    raise UserError(f"config.data.shards={shards}: holds other data than the run of {workdir} began with; take a new --workdir")

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from egoscale_jax import geometry
-from egoscale_jax.data import builder
+from egoscale_jax.data import actions, builder
 from egoscale_jax.data.schema import Recording
 from egoscale_jax.data.sources import egodex
 from egoscale_jax.errors import UserError
@@ -27,6 +27,7 @@ class Footage:
   T_world_camera_Fx4x4: np.ndarray
   keypoints_Fx2xPx3: np.ndarray
   T_world_wrist_Fx2x4x4: np.ndarray
+  joints_Fx2xJ: np.ndarray | None = None  # a recording has none before it is prepared
 
   def frame(self, index):
     return simplejpeg.decode_jpeg(self.jpeg_F[index], colorspace="RGB")
@@ -57,6 +58,7 @@ def footage_of_records(entries):
     join("T_world_camera"),
     join("keypoints"),
     join("T_world_wrist"),
+    join("joints"),
   )
 
 
@@ -101,7 +103,14 @@ class Predictor:
 
   def __call__(self, footage, start, seed=0):
     """-> robot keypoints [T, 2, 21, 3] in the world, predicted from the frame `start` alone. NaN for a hand without a pose there."""
-    chunk = self.policy([footage.frame(start)], footage.text, seed=seed)
+    state = None
+    if self.policy.config.data.human_state:
+      if footage.joints_Fx2xJ is None:
+        raise UserError(f"{footage.name}: a recording has no joints, which this policy reads; prepare it and give the shards")
+      state = actions.make_state(*(a[start] for a in (footage.T_world_camera_Fx4x4, footage.T_world_wrist_Fx2x4x4, footage.joints_Fx2xJ)))
+      if not np.all(np.isfinite(state)):
+        return np.full((self.horizon, 2, len(keypoints.NAMES), 3), np.nan)
+    chunk = self.policy([footage.frame(start)], footage.text, state, seed=seed)
     T_world_wrist = footage.T_world_wrist_Fx2x4x4[start] @ chunk.T_start_wrist_Tx2x4x4
     points = [
       np.asarray(kinematics.keypoints_in_wrist(hand, chunk.joints_Tx2xJ[:, side].astype(np.float32)))

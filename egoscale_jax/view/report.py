@@ -100,12 +100,13 @@ def _table(rows):
 
 def _head(data, policy):
   totals = data["totals"]
+  told = "the tracked pose of both hands" if policy.config.data.human_state else "no proprioception"
   kind = "simulated video" if data["source"] == "simulated" else "real video"
   return (
     f"<h1>From egocentric video to a policy</h1><p class=sub>source {html.escape(data['source'])}, step {policy.step}</p>"
     f"<p>{totals['kept']} episodes ({totals['hours'] * 60:.1f} minutes) of <span class=flag>{kind}</span>, {totals['rejected']} "
-    f"rejected; hands retargeted to <b>{html.escape(data['hand'])}</b>. The policy reads one image and an instruction, no "
-    "proprioception, and predicts wrist poses (relative to now) and joint targets of both hands.</p>"
+    f"rejected; hands retargeted to <b>{html.escape(data['hand'])}</b>. The policy reads one image, an instruction and {told}, and "
+    "predicts wrist poses (relative to now) and joint targets of both hands.</p>"
   )
 
 
@@ -126,7 +127,7 @@ def _training_text(lines):
 def _validation_text(figures):
   return (
     f"{figures['episodes']} held-out episodes, {figures['points']} queries, the same noise for every checkpoint. MSE over normalised "
-    "wrist and joint actions. <i>Hold still</i> knows the true hand pose at the start, which the policy must see in the image; "
+    "wrist and joint actions. <i>Hold still</i> keeps the true hand pose of the start; "
     "<i>mean chunk</i> is the average of the training set. The policy's MSE is "
     f"<b>{figures['share_of_better_baseline']:.2f}</b> of the better baseline's."
   )

@@ -98,6 +98,26 @@ def test_example_holds_the_chunk_of_its_frame(setup, shards):
   assert not example["state_mask_B"]
 
 
+def test_state_is_the_hands_seen_from_the_camera_and_only_where_it_was_asked_for(setup, shards):
+  config, prompt, stats, _ = setup
+  told = tiny.config(shards, **{"data.human_state": True})
+  examples = pipeline.make_examples(told, prompt, stats)
+  record = builder.open_split(shards, "train")[0]
+  example = examples(record, 3)
+  assert example["state_mask_B"]
+  state = example["state_BxS"][:62].reshape(2, 31)
+  wrist = record["keypoints"][3, :, 0]
+  camera = record["T_world_camera"][3]
+  np.testing.assert_allclose(state[:, :3] * actions.STATE_METRES, (wrist - camera[:3, 3]) @ camera[:3, :3], atol=1e-5)
+  joints = examples.normalizer.denormalize(example["state_BxS"][:62]).reshape(2, 31)[:, 9:]
+  np.testing.assert_allclose(joints, record["joints"][3], atol=1e-5)
+  # A hand that is missing leaves no state: nothing is made up for it.
+  gap = {**record, "valid": record["valid"].copy()}
+  gap["valid"][3, 0] = False
+  assert not examples(gap, 3)["state_mask_B"]
+  assert not pipeline.make_examples(config, prompt, stats)(record, 3)["state_mask_B"]
+
+
 def test_user_mistakes_are_named(setup, shards):
   config, prompt, stats, _ = setup
 

@@ -26,7 +26,8 @@ TINY = {
   "config.data.image_size": "(32, 32)",
   "config.data.text_tokens": 40,
   "config.model.dropout": 0.1,
-  "config.validation.draws": 2,
+  "config.validation.episodes": 0,
+  **{f"config.{key}": value for key, value in tiny.SHALLOW.items()},
 }
 
 
@@ -79,7 +80,7 @@ def test_a_finished_run_is_left_alone_and_another_config_is_refused(shards, tiny
 
 
 def test_the_next_stage_takes_the_parameters_and_nothing_else(shards, tiny_run, tmp_path):
-  config = tiny.config(shards, steps=1, init_from=str(tiny_run), train_parts=("expert/.*",))
+  config = tiny.config(shards, steps=1, init_from=str(tiny_run), train_parts=("expert/.*",), **{"validation.episodes": 0})
   main.main(config, tmp_path / "next", jax.devices()[:1])
   _, params, step = run.open_run(tmp_path / "next")
   _, before, _ = run.open_run(tiny_run)

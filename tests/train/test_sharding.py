@@ -88,7 +88,7 @@ def test_wrong_meshes_are_named():
 
 def test_eight_devices_take_the_step_of_one():
   """Data, FSDP and tensor parallelism change nothing but the order of sums; the state comes back with the shardings asked for."""
-  config = tiny.config(flow_draws=1, **{"model.mixer.layers": 0, "model.language.layers": 1, "model.vision.depth": 1})
+  config = tiny.config(flow_draws=1, **tiny.SHALLOW)
   model, batch = vla.VLA(config.model), tiny.batch(config)
   initial = jax.jit(lambda b: step_lib.init_state(model, config, b))(batch)
   results = {}
