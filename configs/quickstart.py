@@ -23,13 +23,13 @@ def get_config(mode=""):
   m.flow.alpha = 2.5  # more noisy inputs than (N1.7)'s 1.5: only there does a chunk have to be told from what is seen
   config.data.update(image_size=(96, 96), human_state=True, stride=8, text_tokens=32, threads=2, slots=dict(human=0))
   config.batch_size = 16
-  config.steps = 2000
+  config.steps = 1200
   config.flow_draws = 2
   config.optim.update(learning_rate=1.5e-3, b1=0.9, b2=0.98)
   config.train_parts = (".*",)
   config.mesh.update(data=-1, fsdp=1)
   config.log_every = 50
-  config.checkpoint_every = 1000
-  config.validate_every = 1000
+  config.checkpoint_every = 400
+  config.validate_every = 400
   config.validation.update(episodes=16, times=10, draws=16, batch_size=32)
   return base.finish(config, mode)
