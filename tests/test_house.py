@@ -70,7 +70,7 @@ def test_every_config_loads_and_is_locked(name, mode):
   with pytest.raises(AttributeError):
     config.nonsense = 1
   if mode:
-    assert config.steps <= 1000
+    assert config.steps <= 300
     assert config.model.language.width <= 128
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 
-from egoscale_jax.errors import UserError
+from egoscale_jax.data import jsonfile
 
 FILE = "manifest.json"
 VERSION = 1
@@ -58,14 +58,4 @@ def save(manifest: dict, path):
 
 def load(output_dir) -> dict:
   """The manifest of prepared data; UserError where there is none, or one of another version."""
-  path = os.path.join(output_dir, FILE)
-  if not os.path.isfile(path):
-    raise UserError(f"{path}: no such file, expected the manifest that `egoscale prepare` writes")
-  with open(path, encoding="utf-8") as file:
-    try:
-      manifest = json.load(file)
-    except ValueError as error:
-      raise UserError(f"{path}: not JSON: {error}") from error
-  if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-    raise UserError(f"{path}: not a manifest of version {VERSION}; prepare the data again")
-  return manifest
+  return jsonfile.read(os.path.join(output_dir, FILE), VERSION, "manifest")

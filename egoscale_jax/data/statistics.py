@@ -6,12 +6,11 @@ grows with the lag; that of the absolute joints does not.
 
 import dataclasses
 import json
-import os
 
 import numpy as np
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, schema, spec
+from egoscale_jax.data import actions, jsonfile, schema, spec
 from egoscale_jax.errors import UserError
 
 VERSION = 1
@@ -82,16 +81,7 @@ class Statistics:
 
 def load(path) -> Statistics:
   """Reads what save() wrote; UserError where it is absent or of another version."""
-  path = os.fspath(path)
-  if not os.path.isfile(path):
-    raise UserError(f"{path}: no such file, expected the statistics that `egoscale prepare` writes")
-  with open(path, encoding="utf-8") as file:
-    try:
-      content = json.load(file)
-    except ValueError as error:
-      raise UserError(f"{path}: not JSON: {error}") from error
-  if not isinstance(content, dict) or content.get("version") != VERSION:
-    raise UserError(f"{path}: not statistics of version {VERSION}; prepare the data again")
+  content = jsonfile.read(path, VERSION, "statistics")
   tables = {f"{name}_LxA": np.array(content[name], np.int64 if name == "count" else np.float64) for name in _TABLES}
   return Statistics(content["hand"], tuple(content["joint_names"]), tuple(content["action_names"]), **tables)
 
