@@ -166,8 +166,10 @@ def main(argv=None):
     print(f"egoscale {arguments.verb}: {error}", file=sys.stderr)
     return 1
   except BrokenPipeError:
-    # The reader of our output went away (`| head`): not an error of ours; stdout is replaced so that the exit flush is silent.
+    # The reader of our output went away (`| head`), and the work may be unfinished: the exit code of SIGPIPE, no traceback. Standard output
+    # is replaced so that the flush at the exit is silent too.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   return 0
 
 

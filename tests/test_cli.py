@@ -112,6 +112,7 @@ def test_prepare_mistakes_are_one_line(capsys, tmp_path):
 
 def test_train_mistakes_are_one_line(capsys, tmp_path, shards):
   train = ("train", f"--workdir={tmp_path}/run")
+  data = f"--config.data.shards={shards}"
   assert "no such file" in fails(capsys, *train, "--config=configs/none.py")
   assert "'debgu'" in fails(capsys, *train, DEBUG.replace(":debug", ":debgu"))
   line = fails(capsys, *train, DEBUG, "--config.optim.learning_rat=1")
@@ -119,10 +120,13 @@ def test_train_mistakes_are_one_line(capsys, tmp_path, shards):
   assert "--config.nonsense: unknown key" in fails(capsys, *train, DEBUG, "--config.nonsense=1")
   line = fails(capsys, *train, DEBUG, "--config.batch_size=many")
   assert "--config.batch_size: found 'many', expected int" in line
+  line = fails(capsys, *train, DEBUG, data, "--config.data.image_size=96")
+  assert "config.data.image_size: found (96,), expected (height, width)" in line
+  assert "config.validate_every: found 0" in fails(capsys, *train, DEBUG, data, "--config.validate_every=0")
+  assert "config.mesh: found" in fails(capsys, *train, DEBUG, data, "--config.mesh.fsdp=0")
   assert "holds b1" in fails(capsys, *train, DEBUG, "--config.optim=3")
   assert "config.data.shards: found nothing" in fails(capsys, *train, DEBUG)
   assert f"{tmp_path}/none/manifest.json" in fails(capsys, *train, DEBUG, f"--config.data.shards={tmp_path}/none")
-  data = f"--config.data.shards={shards}"
   (tmp_path / "file").write_text("")
   assert "file/run: cannot be written" in fails(capsys, "train", f"--workdir={tmp_path}/file/run", DEBUG, data)
   assert "multiples of patch x merge = 32" in fails(capsys, *train, DEBUG, data, "--config.data.image_size=(65, 64)")
@@ -134,7 +138,7 @@ def test_train_mistakes_are_one_line(capsys, tmp_path, shards):
 
 def test_view_and_report_mistakes_are_one_line(capsys, tmp_path, shards, tiny_run):
   assert "expected .mp4 or .png" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.gif")
-  assert "holds no shards" in fails(capsys, "view", f"--input={tmp_path}", f"--output={tmp_path}/v.png")
+  assert "manifest.json: no such file" in fails(capsys, "view", f"--input={tmp_path}", f"--output={tmp_path}/v.png")
   assert "holds 6 episodes" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", "--episode=6")
   assert "config.json is missing" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", f"--workdir={tmp_path}")
   line = fails(capsys, "report", f"--workdir={tiny_run}", f"--shards={shards}", f"--output={tmp_path}/r.html")

@@ -58,7 +58,7 @@ def prepare(source, input_dir, output_dir, hand_name, workers=1, image_size=256,
 
   The output appears whole or not at all. Where no episode is usable, UserError, and the manifest is at `<output_dir>.manifest.json`.
   """
-  output_dir = os.path.normpath(os.fspath(output_dir))
+  output_dir = os.path.abspath(os.fspath(output_dir))
   _check_arguments(output_dir, image_size, validation)
   recordings = source.find(input_dir)
   hands = _load_hands(hand_name)
@@ -103,6 +103,8 @@ def _draw(scene, seed) -> float:
 def _check_arguments(output_dir, image_size, validation):
   if os.path.lexists(output_dir) and not (os.path.isdir(output_dir) and not os.listdir(output_dir)):
     raise UserError(f"{output_dir}: exists and is not an empty directory; remove it or choose another")
+  if os.path.ismount(output_dir) or output_dir == os.getcwd():
+    raise UserError(f"{output_dir}: is a mount point or the current directory, expected a folder that can be put in place whole")
   if not 0 <= validation < 1:
     raise UserError(f"validation: found {validation}, expected a share from 0 to below 1")
   if image_size < 16:

@@ -21,15 +21,6 @@ def fit(image_YxXx3, size):
   return np.asarray(crop.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def fit_intrinsics(intrinsics_3x3, image_size, size):
-  """K of an image_size image -> K after `fit`; pixel centres lie at whole numbers."""
-  top, left, height, width = centre_crop(*image_size, size)
-  scale_y, scale_x = size[0] / height, size[1] / width
-  crop = np.asarray([[1, 0, -left], [0, 1, -top], [0, 0, 1]], np.float32)
-  resize = np.asarray([[scale_x, 0, (scale_x - 1) / 2], [0, scale_y, (scale_y - 1) / 2], [0, 0, 1]], np.float32)
-  return resize @ crop @ intrinsics_3x3
-
-
 def decode(jpeg, size):
   """JPEG bytes -> uint8 [size[0], size[1], 3]."""
   return fit(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"), size)

@@ -28,14 +28,14 @@ class Point:
   time: int  # frame in the episode
 
 
-def fixed_points(source, episodes, times, stride):
+def fixed_points(source, episodes, times, horizon, stride):
   """Up to `times` evenly spaced frames with a labelled step, of up to `episodes` episodes in the order of their names' hashes."""
   frames = {}
   for index in range(len(source)):
     record = source[index]
     valid = record["valid"]
     for frame in range(len(record["jpeg"])):
-      if np.any(valid[frame] & np.any(valid[frame + stride :: stride], axis=0)):
+      if np.any(valid[frame] & np.any(valid[frame + stride : frame + horizon * stride + 1 : stride], axis=0)):
         point = Point(index, frame, record["episode"], int(record["start"]) + frame)
         frames.setdefault(record["episode"], []).append(point)
   chosen = sorted(frames, key=lambda name: (zlib.crc32(name.encode()), name))[:episodes]
@@ -68,7 +68,7 @@ class Validation:
     self.source, self.points = None, []
     if manifest.load(config.data.shards)["totals"]["clips"].get(builder.VALIDATION):  # one scene alone is all training data
       self.source = builder.open_split(config.data.shards, builder.VALIDATION)
-      self.points = fixed_points(self.source, v.episodes, v.times, config.data.stride)
+      self.points = fixed_points(self.source, v.episodes, v.times, config.model.horizon, config.data.stride)
     self._sample = jax.jit(self._sample_batch)
 
   def _sample_batch(self, params, batch, key_B):
@@ -126,7 +126,7 @@ class Validation:
       samples, flow_error = jax.device_get(self._sample(params, batch, keys))
       for row, (point, record) in enumerate(zip(points, records)):
         width = len(normalizer.low_A)
-        mask = batch.action_mask_BxTxA[row, :, :width]
+        mask = batch.action_mask_BxTxA[row, :, :width] & np.isfinite(self.mean_chunk_TxA)  # what training never saw is not asked
         truth = batch.action_BxTxA[row, :, :width]
         still = normalizer.normalize(hold_still(record, point.frame, c.horizon))
         total.add(mask, truth, samples[:, row, :, :width], still, flow_error[row])

@@ -60,10 +60,10 @@ def main(config, workdir, devices=None):
       if save or validate:
         log.step(step, *last)
         last = None
-      if save:
-        checkpoint.save(checkpoints, step, state)
-      if validate:
+      if validate:  # before the save: a kill in between repeats it
         figures = held_out.run(state.params)
         log.validation(step, figures)
+      if save:
+        checkpoint.save(checkpoints, step, state)
     checkpoints.wait_until_finished()
   return figures

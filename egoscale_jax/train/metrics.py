@@ -16,7 +16,7 @@ class Metrics:
 
   def __init__(self, workdir, first_step, config):
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= first_step]
+    kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= first_step]
     partial = path.with_name("metrics.jsonl.partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
@@ -70,7 +70,7 @@ class Metrics:
     self.bar.close()
 
 
-def _complete_lines(path):
+def complete_lines(path):
   """A kill may have cut the last line in two: only whole lines count."""
   if not path.exists():
     return []

@@ -1,11 +1,12 @@
 """A work directory: config, tokenizer, statistics, checkpoints; what the next stage, the policy, the evaluation and a colab open.
 
 ```
-workdir/config.json tokenizer.json statistics.json metrics.jsonl checkpoints/STEP/
+workdir/config.json tokenizer.json statistics.json shards.sha256 metrics.jsonl checkpoints/STEP/
 ```
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 
@@ -18,8 +19,9 @@ from egoscale_jax.models import vla
 from egoscale_jax.train import checkpoint, sharding
 from egoscale_jax.train import step as step_lib
 
-# What may differ when a run goes on: nothing that changes a number of it.
+# What may differ when a run goes on: nothing that changes a number of it, but for the mesh, which changes the order of sums.
 FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "validation", "mesh")
+POSITIVE = ("batch_size", "steps", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
 FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch", "shards")
 
 
@@ -42,6 +44,11 @@ class Run:
 
 def make_run(config, text_tokenizer, stats, devices=None):
   """Config, tokenizer and statistics -> Run: shapes and shardings by jax.eval_shape."""
+  for name in POSITIVE:
+    if config[name] < 1:
+      raise UserError(f"config.{name}: found {config[name]}, expected at least 1")
+  if len(config.data.image_size) != 2:
+    raise UserError(f"config.data.image_size: found {config.data.image_size}, expected (height, width)")
   cell = config.model.vision.patch * config.model.vision.merge
   height, width = config.data.image_size
   if height % cell or width % cell:
@@ -84,6 +91,7 @@ def _begin(config, workdir, devices):
     run.prompt(text)  # an instruction that does not fit ends the run here, not after hours
   (workdir / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
   stats.save(workdir / "statistics.json")
+  (workdir / "shards.sha256").write_text(_fingerprint(shards), encoding="utf-8")
   checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
@@ -110,6 +118,12 @@ def _tuples(value):
   return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def _fingerprint(shards):
+  """What tells prepared data apart, wherever it lies: its manifest, with the image size, every episode and the statistics' hash."""
+  content = {key: value for key, value in manifest.load(shards).items() if key != "input"}
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _flat(config, prefix=""):
   for key, value in config.items():
     if isinstance(value, dict):
@@ -131,6 +145,5 @@ def _check_resume(workdir, config):
   if changed:
     raise UserError(f"--workdir={workdir} holds another run: {'; '.join(changed[:3])}; take a new --workdir")
   shards = pathlib.Path(config.data.shards)
-  manifest.load(shards)
-  if (shards / "statistics.json").read_bytes() != (workdir / "statistics.json").read_bytes():
+  if _fingerprint(shards) != (workdir / "shards.sha256").read_text(encoding="utf-8"):
     raise UserError(f"config.data.shards={shards}: holds other data than the run of {workdir} began with; take a new --workdir")

@@ -39,6 +39,8 @@ def make_mesh(config, devices=None):
   """config.mesh = {axis: size, one of them -1 for all that is left} -> Mesh."""
   devices = jax.devices() if devices is None else devices
   sizes = [config.mesh[axis] for axis in AXES]
+  if any(size < 1 and size != -1 for size in sizes):
+    raise UserError(f"config.mesh: found {dict(zip(AXES, sizes))}, expected sizes from 1, or -1 for all that is left")
   if sizes.count(-1) == 1:
     rest = int(np.prod([size for size in sizes if size != -1]))
     sizes[sizes.index(-1)] = max(len(devices) // rest, 1)

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, builder
+from egoscale_jax.data import actions, builder, manifest
 from egoscale_jax.data.schema import Recording
 from egoscale_jax.data.sources import egodex
 from egoscale_jax.errors import UserError
@@ -34,9 +34,9 @@ class Footage:
 
 
 def from_shards(directory, split=None):
-  """Names of the episodes of a shards folder -> dict name: list of record indices in order; and the open splits."""
+  """Shards folder -> {name of an episode: its clips as (start, source, index)}, sorted by name; of one split, or of all that there are."""
   episodes = {}
-  for name in ("train", "validation") if split is None else (split,):
+  for name in [name for name in manifest.load(directory)["totals"]["clips"] if split in (None, name)]:
     source = builder.open_split(directory, name)
     for index in range(len(source)):
       record = source[index]
@@ -85,6 +85,8 @@ def open_footage(path, episode):
   if path.suffix == ".hdf5":
     if not path.is_file():
       raise UserError(f"{path}: no such file")
+    if episode:
+      raise UserError(f"--episode={episode}: {path} is one recording; the option is for a shards folder")
     return footage_of_recording(path)
   found = from_shards(path)
   if not 0 <= episode < len(found):

@@ -11,6 +11,7 @@ import numpy as np
 from egoscale_jax.data import manifest
 from egoscale_jax.errors import UserError
 from egoscale_jax.policy import Policy
+from egoscale_jax.train import metrics
 from egoscale_jax.view import draw, episodes, plots, video
 
 STYLE = """
@@ -26,10 +27,13 @@ def write(workdir, shards, output):
   """Reads a finished run (metrics.jsonl, validation.json) and its shards; draws held-out episodes with the policy's chunks."""
   workdir, output = pathlib.Path(workdir), pathlib.Path(output)
   figures = _read_json(workdir / "validation.json", "egoscale evaluate")
-  lines = [json.loads(line) for line in _read(workdir / "metrics.jsonl", "egoscale train").splitlines()]
+  _read(workdir / "metrics.jsonl", "egoscale train")
+  lines = [json.loads(line) for line in metrics.complete_lines(workdir / "metrics.jsonl")]
   data = manifest.load(shards)
   held_out = episodes.from_shards(shards, "validation")
   policy = Policy(workdir)
+  if figures["step"] != policy.step:
+    raise UserError(f"{workdir}/validation.json: of step {figures['step']}, the run is at {policy.step}; run `egoscale evaluate` again")
   predictor = episodes.Predictor(policy)
   picked = _one_a_task(held_out)
   footage = [episodes.footage_of_records(held_out[name]) for name in picked]

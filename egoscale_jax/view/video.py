@@ -29,7 +29,7 @@ def annotate(footage, index, predictor=None):
       canvas.path(pixels(predicted[:, side, keypoints.WRIST]), draw.PREDICTED[side])
       canvas.skeleton(pixels(predicted[-1, side]), draw.PREDICTED[side], width=1)
   legend = "left blue, right orange" if predictor is None else "true path blue/orange, predicted magenta/lime"
-  canvas.caption(f"{footage.text}  [frame {index}; {legend}]")
+  canvas.caption(f"{footage.text}  [frame {index:04d}; {legend}]")  # of one length, so that all frames of a video are of one size
   return canvas.image
 
 

@@ -13,8 +13,8 @@ from egoscale_jax.train import run as run_lib
 
 def test_points_are_even_fixed_and_labelled(shards):
   source = builder.open_split(shards, "train")
-  points = validation.fixed_points(source, episodes=3, times=5, stride=2)
-  assert points == validation.fixed_points(source, episodes=3, times=5, stride=2)
+  points = validation.fixed_points(source, episodes=3, times=5, horizon=4, stride=2)
+  assert points == validation.fixed_points(source, episodes=3, times=5, horizon=4, stride=2)
   assert len({point.episode for point in points}) == 3
   assert len(points) == 15
   for point in points:

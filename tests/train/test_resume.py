@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,12 +71,19 @@ def test_killed_run_continues_bit_for_bit(shards, tmp_path, environment):
   assert len(set(expected.values())) == 24, "every step has its own numbers"
 
 
-def test_a_finished_run_is_left_alone_and_another_config_is_refused(shards, tiny_run):
+def test_a_finished_run_is_left_alone_and_another_config_is_refused(shards, tiny_run, tmp_path):
   before = (tiny_run / "metrics.jsonl").read_text().splitlines()
   main.main(tiny.config(shards), tiny_run, jax.devices()[:1])
   assert (tiny_run / "metrics.jsonl").read_text().splitlines() == before
   with pytest.raises(UserError, match=r"holds another run: config.optim.learning_rate: found 0.5, the run began with 0.001"):
     main.main(tiny.config(shards, **{"optim.learning_rate": 0.5}), tiny_run, jax.devices()[:1])
+  moved = tmp_path / "moved"
+  shutil.copytree(shards, moved)
+  run.start(tiny.config(moved), tiny_run)
+  content = json.loads((moved / "manifest.json").read_text())
+  (moved / "manifest.json").write_text(json.dumps({**content, "image_size": 32}))
+  with pytest.raises(UserError, match="holds other data than the run"):
+    run.start(tiny.config(moved), tiny_run)
   run.start(tiny.config(shards, log_every=7), tiny_run)  # what changes no number may change
 
 

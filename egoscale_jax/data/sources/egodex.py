@@ -47,6 +47,9 @@ def _recording(directory, stem):
   return schema.Recording(stem.replace(os.sep, "/"), tuple(os.path.join(directory, stem + end) for end in (".hdf5", ".mp4")))
 
 
+CORRUPT = (OSError, RuntimeError, KeyError, ValueError)  # each seen from h5py, on files with some bytes changed
+
+
 def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   """-> Episode; a pose that is not finite becomes NaN keypoints of confidence 0 (camera: NaN), anything else that is wrong a UserError."""
   return read_as(recording, image_size, SOURCE, LICENCE)
@@ -64,7 +67,7 @@ def read_as(recording: schema.Recording, image_size: int, source: str, licence: 
       intrinsics_3x3 = _intrinsics(file, hdf5_path)
       T_world_camera_Fx4x4 = _poses(file, hdf5_path, "camera", None)
       keypoints_Fx2xPx3, confidence_Fx2xP = _hands(file, hdf5_path, len(T_world_camera_Fx4x4))
-  except (OSError, RuntimeError) as error:  # what h5py raises for a truncated or corrupt file
+  except CORRUPT as error:
     raise UserError(f"{hdf5_path}: not a readable HDF5 file: {_one_line(error)}") from error
   jpeg_F, rate_hz, (width, height), image_size_yx = _decode(mp4_path, image_size)
   if len(jpeg_F) != len(T_world_camera_Fx4x4):
@@ -155,9 +158,9 @@ def _poses(file, path, name, num_frames):
   if num_frames is not None and len(pose_Fx4x4) != num_frames:
     raise UserError(f"{path}: {name} has {len(pose_Fx4x4)} frames, expected {num_frames} as transforms/camera has")
   finite_F = np.isfinite(pose_Fx4x4).all(axis=(1, 2))
-  rotation_Fx3x3 = np.where(finite_F[:, None, None], pose_Fx4x4[:, :3, :3], np.eye(3, dtype=np.float32))
+  rotation_Fx3x3 = np.where(finite_F[:, None, None], pose_Fx4x4[:, :3, :3], np.eye(3)).astype(np.float64)  # huge ones must not overflow
   error_F = np.abs(rotation_Fx3x3 @ rotation_Fx3x3.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2))
-  bad_F = (error_F > _RIGID_TOLERANCE) | (np.linalg.det(rotation_Fx3x3) < 0)
+  bad_F = ~(error_F <= _RIGID_TOLERANCE) | ~(np.linalg.det(rotation_Fx3x3) > 0)  # so that a NaN is bad
   if bad_F.any():
     frame = int(bad_F.argmax())
     raise UserError(
