@@ -53,5 +53,5 @@ def tiny_run(tmp_path_factory, shards):
   from egoscale_jax.train import main
 
   workdir = tmp_path_factory.mktemp("run")
-  main.main(tiny.config(shards), workdir, jax.devices()[:1])
+  main.main(tiny.config(shards, **tiny.SHALLOW), workdir, jax.devices()[:1])
   return workdir

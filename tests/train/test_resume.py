@@ -73,22 +73,22 @@ def test_killed_run_continues_bit_for_bit(shards, tmp_path, environment):
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(shards, tiny_run, tmp_path):
   before = (tiny_run / "metrics.jsonl").read_text().splitlines()
-  main.main(tiny.config(shards), tiny_run, jax.devices()[:1])
+  main.main(tiny.config(shards, **tiny.SHALLOW), tiny_run, jax.devices()[:1])
   assert (tiny_run / "metrics.jsonl").read_text().splitlines() == before
   with pytest.raises(UserError, match=r"holds another run: config.optim.learning_rate: found 0.5, the run began with 0.001"):
-    main.main(tiny.config(shards, **{"optim.learning_rate": 0.5}), tiny_run, jax.devices()[:1])
+    main.main(tiny.config(shards, **tiny.SHALLOW, **{"optim.learning_rate": 0.5}), tiny_run, jax.devices()[:1])
   moved = tmp_path / "moved"
   shutil.copytree(shards, moved)
-  run.start(tiny.config(moved), tiny_run)
+  run.start(tiny.config(moved, **tiny.SHALLOW), tiny_run)
   content = json.loads((moved / "manifest.json").read_text())
   (moved / "manifest.json").write_text(json.dumps({**content, "image_size": 32}))
   with pytest.raises(UserError, match="holds other data than the run"):
-    run.start(tiny.config(moved), tiny_run)
-  run.start(tiny.config(shards, log_every=7), tiny_run)  # what changes no number may change
+    run.start(tiny.config(moved, **tiny.SHALLOW), tiny_run)
+  run.start(tiny.config(shards, log_every=7, **tiny.SHALLOW), tiny_run)  # what changes no number may change
 
 
 def test_the_next_stage_takes_the_parameters_and_nothing_else(shards, tiny_run, tmp_path):
-  config = tiny.config(shards, steps=1, init_from=str(tiny_run), train_parts=("expert/.*",), **{"validation.episodes": 0})
+  config = tiny.config(shards, steps=1, init_from=str(tiny_run), train_parts=("expert/.*",), **tiny.SHALLOW, **{"validation.episodes": 0})
   main.main(config, tmp_path / "next", jax.devices()[:1])
   _, params, step = run.open_run(tmp_path / "next")
   _, before, _ = run.open_run(tiny_run)
@@ -97,7 +97,7 @@ def test_the_next_stage_takes_the_parameters_and_nothing_else(shards, tiny_run, 
 
 
 def test_a_checkpoint_of_another_model_is_named_by_path(shards, tiny_run, tmp_path):
-  config = tiny.config(shards, init_from=str(tiny_run), **{"model.expert.output": 48})
+  config = tiny.config(shards, init_from=str(tiny_run), **tiny.SHALLOW, **{"model.expert.output": 48})
   with pytest.raises(UserError, match=r"does not fit the config: params/expert/action_decoder/\S+: found \(.*\), expected \("):
     main.main(config, tmp_path / "other", jax.devices()[:1])
   with pytest.raises(UserError, match="found no checkpoints"):
