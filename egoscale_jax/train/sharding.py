@@ -46,6 +46,10 @@ def make_mesh(config, devices=None):
     sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
   if int(np.prod(sizes)) != len(devices):
     raise UserError(f"config.mesh: found {dict(zip(AXES, sizes))}, expected a product of {len(devices)} devices")
+  if min(sizes) > 1:
+    # On 2 x 2 x 2 the expert's velocities came out wrong by 0.2; 4 x 1 x 2, 1 x 4 x 2 and 2 x 2 x 1 agree with one device to rounding.
+    # The cause is not found yet (pinned activations are the first thing to try), so such a mesh is refused, not trusted.
+    raise UserError(f"config.mesh: found {dict(zip(AXES, sizes))}: data, fsdp and tensor all above 1 give wrong values; make one of them 1")
   if config.batch_size % (sizes[0] * sizes[1]):
     raise UserError(f"config.batch_size: found {config.batch_size}, expected a multiple of data x fsdp = {sizes[0] * sizes[1]}")
   # Auto, not make_mesh's default Explicit, under which Linen modules fail.

@@ -254,3 +254,23 @@ def test_real_samples(shared):
     # Metacarpals dropped, the fingers' bones get shorter from the knuckle on: knuckle to PIP, to DIP.
     bone = np.linalg.norm(np.diff(e.keypoints_Fx2xPx3[:, :, 9:12], axis=2), axis=-1).mean(axis=(0, 1))
     assert 0.03 < bone[1] + 0.01 < bone[0] + 0.01 < 0.06
+
+
+def test_a_corrupt_hdf5_is_refused_or_read_but_never_a_traceback(tmp_path):
+  """h5py answers damaged bytes with four kinds of exceptions; every one is the recording's fault, in one line."""
+  path = recordings.write(tmp_path, "pour/0", frames=16)
+  whole = path.read_bytes()
+  recording = egodex.find(tmp_path)[0]
+  rng = np.random.default_rng(0)
+  messages = []
+  for _ in range(150):
+    damaged = bytearray(whole)
+    start = int(rng.integers(len(whole) // 4))  # the front holds the headers and the groups
+    damaged[start : start + 8] = rng.integers(0, 256, 8, dtype=np.uint8).tobytes()
+    path.write_bytes(bytes(damaged))
+    try:
+      egodex.read(recording, 32)
+    except UserError as error:
+      messages.append(str(error))
+  assert len(messages) > 10
+  assert all("\n" not in message and str(path) in message for message in messages)

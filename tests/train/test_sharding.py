@@ -84,15 +84,17 @@ def test_wrong_meshes_are_named():
     sharding.make_mesh(tiny.config(**{"mesh.data": 3, "mesh.fsdp": 1}))
   with pytest.raises(UserError, match=r"config.batch_size: found 12, expected a multiple of data x fsdp = 8"):
     sharding.make_mesh(tiny.config(batch_size=12))
+  with pytest.raises(UserError, match=r"all above 1 give wrong values"):
+    sharding.make_mesh(tiny.config(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}))
 
 
 def test_eight_devices_take_the_step_of_one():
-  """Data, FSDP and tensor parallelism change nothing but the order of sums; the state comes back with the shardings asked for."""
+  """FSDP and tensor parallelism change nothing but the order of sums; the state comes back with the shardings asked for."""
   config = tiny.config(flow_draws=1, **tiny.SHALLOW)
   model, batch = vla.VLA(config.model), tiny.batch(config)
   initial = jax.jit(lambda b: step_lib.init_state(model, config, b))(batch)
   results = {}
-  for name, sizes, devices in (("one", (1, 1, 1), jax.devices()[:1]), ("eight", (2, 2, 2), jax.devices())):
+  for name, sizes, devices in (("one", (1, 1, 1), jax.devices()[:1]), ("eight", (1, 4, 2), jax.devices())):
     with config.unlocked():
       config.mesh = dict(zip(sharding.AXES, sizes))
     mesh = sharding.make_mesh(config, devices)
