@@ -13,7 +13,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["egoscale_jax", "egoscale_jax.*"]),
-  package_data={"egoscale_jax.hands": ["models/*.xml"], "egoscale_jax.sim": ["models/*.xml"]},
+  package_data={"egoscale_jax.hands": ["models/*.xml"]},
   # Floors are the versions that the tests ran with; jax 0.10.2 is the newest for Python 3.11.
   install_requires=[
     "absl-py>=2.3",
