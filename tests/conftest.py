@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+import xdist.scheduler
 from absl import flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -20,6 +21,19 @@ flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
 SHARED = ROOT.parent / "shared"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data")]  # helpers: tiny.py, recordings.py
+
+
+class ByFile(xdist.scheduler.LoadFileScheduling):
+  """A file to a process, and all files that need `tiny_run` to the same one: it is compiled once."""
+
+  def _split_scope(self, nodeid):
+    file = nodeid.split("::")[0]
+    return "tiny_run" if "tiny_run" in (ROOT / file).read_text() else file
+
+
+@pytest.hookimpl(optionalhook=True)  # rather than marks and loadgroup, which xdist 3.8 loses under pytest 9.2
+def pytest_xdist_make_scheduler(config, log):
+  return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
