@@ -1,72 +1,181 @@
-"""What the retargeting asks for: weighted residuals in metres, one function each.
+"""What the retargeting asks for, as weighted residuals in metres; the list of them is fixed when the program is traced.
 
-Every position cost is linear in the keypoints. So each function maps any array whose leading axis is P = 21 keypoints to rows: given the
-error (robot minus target, [21, 3]) it returns residuals, given the Jacobian of the keypoints [21, 3, J] it returns theirs. No derivative of
-a cost is written twice, and the solver sees one sum of squares.
+Every position cost compares a keypoint, or the vector between two, with a wanted vector, so one `Row` describes it and one loop turns all
+of them into normal equations. What is wanted (`Aims`) depends on the human alone and is computed once, before the solver starts.
 """
 
 import dataclasses
+import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egoscale_jax import geometry
-from egoscale_jax.hands import keypoints
+from egoscale_jax.hands import keypoints, kinematics, vectors
 
-_TIPS = np.asarray(keypoints.TIPS)
-_THUMB_TIP = keypoints.TIPS[:1]
-_PHALANX_ENDS = np.asarray([i for tip in keypoints.TIPS for i in (tip - 2, tip - 1, tip)])  # each bone ends here and starts one before
+_MIDDLES = (2, 6, 10, 14, 18)  # thumb MCP, the others' PIP
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Each weight multiplies a residual before it is squared; a cost of weight 0 is not computed. Ablation: docs/retargeting.md."""
+
+  tip: float = 1.0  # fingertips from the wrist: what touches objects; the others are read against this one
+  tip_soft_m: float = 0.02  # beyond this error a tip pulls with constant force: out of reach, it must not drag the others along
+  knuckle: float = 0.0  # middle knuckles from the wrist: off, as a robot's bones are not the human's (docs/retargeting.md)
+  pinch: float = 3.0  # thumb tip to another tip as they close: a grasp that closes on the human's hand closes on the robot's
+  pinch_near_m: float = 0.03  # between the human's tips: at this distance the pinch weight is half of its full value
+  pinch_width_m: float = 0.004  # how softly it fades around that distance: a hard edge would make the joints jump
+  touch_m: float = 0.02  # the human's tips are taken to touch below this (keypoints lie inside the finger), and so must the robot's
+  open_m: float = 0.03  # from here on the robot's tips keep the human's distance
+  bone: float = 0.02  # direction of each finger bone, as a vector of the robot's length: how a finger bends where its tip leaves that open
+  direction: float = 0.02  # the same of the last bone: where the pad of the finger looks
+  rest: float = 0.001  # metres a radian, to the rest pose: decides only what nothing else does
+  velocity: float = 0.0  # metres a rad/s; the three in time apply to trajectories
+  acceleration: float = 0.0  # metres a rad/s^2
+  jerk: float = 4e-5  # metres a rad/s^3: keeps the joints smooth; 4e-5 holds webcam tracking below a mean of 100 rad/s^3
+  jerk_soft: float = 10.0  # rad/s^3: beyond it the cost is linear, so a few quick moves are paid for and noise is not
+
+
+TIPS_ONLY = Weights(tip_soft_m=float("inf"), pinch=0.0, bone=0.0, direction=0.0, rest=1e-4)
+
+
+class Row(NamedTuple):
+  """Keypoint `end`, from keypoint `start` or (None) from the wrist."""
+
+  cost: str  # the field of Weights
+  end: int
+  start: int | None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Weights:
-  """Each weight multiplies a residual before it is squared."""
+class Aims:
+  """For each of R rows and any batch: the wanted vector, and the weight of its squared error."""
 
-  tip: float = 1.0  # fingertips, in the wrist frame: what touches objects; the others are read against this one
-  pinch: float = 2.0  # thumb tip to each other tip, when they touch: a grasp that closes on the human's hand closes on the robot's
-  pinch_distance_m: float = 0.04  # thumb to finger, on the robot's scale: at this distance the pinch weight is half of its full value
-  pinch_width_m: float = 0.008  # how softly the pinch weight fades around that distance: a hard edge would make the joints jump
-  bone: float = 0.5  # direction of each finger bone, as a vector of the robot's length: how a finger bends where its tip leaves that open
-  rest: float = 0.001  # metres a radian, to the rest pose: decides only what no keypoint moves; at 0.003 joints are off by 3 degrees
+  vector_Rx3: jax.Array
+  weight_R: jax.Array
 
 
-def fingertips(points_Px, weights):
-  """[21, ...] -> [5, ...]: the fingertips themselves."""
-  return weights.tip * points_Px[_TIPS]
+def rows(hand, weights) -> tuple[Row, ...]:
+  """The costs that this hand can serve and the weights ask for."""
+  has = hand.present
+  tips = [p for p in keypoints.TIPS if has[p]]
+  found = [Row("tip", p, None) for p in tips]
+  found += [Row("knuckle", p, None) for p in _MIDDLES if has[p]]
+  found += [Row("pinch", tips[0], p) for p in tips[1:]]
+  for tip in tips:
+    chain = [p for p in range(tip - 3, tip + 1) if has[p]]
+    found += [Row("direction" if end == tip else "bone", end, start) for start, end in itertools.pairwise(chain)]
+  return tuple(row for row in found if getattr(weights, row.cost))
 
 
-def pinches(points_Px, weight_4):
-  """[21, ...] -> [4, ...]: the vectors from each fingertip to the thumb tip, weighted by pinch_weights."""
-  vectors = jnp.broadcast_to(points_Px[np.asarray(_THUMB_TIP)], (4, *points_Px.shape[1:])) - points_Px[_TIPS[1:]]
-  return jax.lax.expand_dims(weight_4, range(1, vectors.ndim)) * vectors
+def aims(hand, weights, target_Px3, seen_P, scale) -> Aims:
+  """target [21, 3, ...]: the human's keypoints, on the robot's scale and in its base frame; seen [21, ...]: 0 masks, between weighs."""
+  wanted_Rx3, weight_R = [], []
+  for row in rows(hand, weights):
+    wanted = tuple(target_Px3[row.end]) if row.start is None else vectors.sub(target_Px3[row.end], target_Px3[row.start])
+    weight = getattr(weights, row.cost) ** 2 * seen_P[row.end]
+    if row.start is not None:
+      weight = weight * seen_P[row.start]
+    if row.cost == "pinch":
+      gap_m = vectors.length(wanted) / scale
+      weight = weight * jax.nn.sigmoid((weights.pinch_near_m - gap_m) / weights.pinch_width_m) ** 2
+      wanted = vectors.scale(_smooth_step((gap_m - weights.touch_m) / (weights.open_m - weights.touch_m)), wanted)
+    elif row.cost in ("bone", "direction"):
+      robot_m = vectors.length(vectors.sub(hand.keypoint_Px3[row.end], hand.keypoint_Px3[row.start]))
+      wanted = vectors.scale(robot_m / jnp.maximum(vectors.length(wanted), 1e-6), wanted)
+    wanted_Rx3.append(jnp.stack(wanted))
+    weight_R.append(weight)
+  return Aims(jnp.stack(wanted_Rx3), jnp.stack(weight_R))
 
 
-def pinch_weights(human_Px3, weights):
-  """The human's keypoints on the robot's scale [21, 3] -> [4]: 0 for fingers far from the thumb, rising to weights.pinch as they close."""
-  gap_4 = jnp.linalg.norm(human_Px3[np.asarray(_THUMB_TIP)] - human_Px3[_TIPS[1:]], axis=-1)
-  return weights.pinch * jax.nn.sigmoid((weights.pinch_distance_m - gap_4) / weights.pinch_width_m)
+def normal_equations(hand, weights, aims, rest_J, joints):
+  """joints: J arrays of the batch's shape -> (cost, J arrays, {(i, j): array} with i >= j): half the gradient, the Gauss-Newton matrix."""
+  point, moved = _keypoints_and_columns(hand, joints)
+  w = weights.rest**2
+  offset = [q - rest_J[j] for j, q in enumerate(joints)]
+  cost = sum(w * d * d for d in offset)
+  gradient = [w * d for d in offset]
+  matrix = {(j, j): jnp.full_like(d, w) for j, d in enumerate(offset)}
+  for r, row in enumerate(rows(hand, weights)):
+    error = vectors.sub(_difference(point, row), aims.vector_Rx3[r])
+    columns = {j: column for j, column in _columns(moved, row).items()}
+    loss, softened = soft(vectors.dot(error, error), weights.tip_soft_m if row.cost == "tip" else np.inf)
+    weight = aims.weight_R[r] * softened
+    cost = cost + aims.weight_R[r] * loss
+    weighted = {j: vectors.scale(weight, column) for j, column in columns.items()}
+    for i, column in weighted.items():
+      gradient[i] = gradient[i] + vectors.dot(column, error)
+      for j, other in columns.items():
+        if j <= i:
+          product = vectors.dot(column, other)
+          matrix[i, j] = matrix[i, j] + product if (i, j) in matrix else product
+  return cost, gradient, matrix
 
 
-def phalanges(points_Px, weights):
-  """[21, ...] -> [15, ...]: the vector along each finger bone past the knuckle (of the thumb, past the CMC).
-
-  Rejected: positions of the inner joints, as a robot's bones are not a human's. On reachable poses they left two bends of the thumb for
-  one tip (joints off by 25 degrees at the median against 0.3), and with them real hands jumped by more than a radian between frames.
-  """
-  return weights.bone * (points_Px[_PHALANX_ENDS] - points_Px[_PHALANX_ENDS - 1])
-
-
-def phalanx_target(human_Px3, robot_Px3):
-  """[21, 3] each -> [21, 3]: each finger from its own zero on, with the robot's bone lengths and the human's directions."""
-  bone_15x3 = human_Px3[_PHALANX_ENDS] - human_Px3[_PHALANX_ENDS - 1]
-  length_15x1 = jnp.linalg.norm(robot_Px3[_PHALANX_ENDS] - robot_Px3[_PHALANX_ENDS - 1], axis=-1, keepdims=True)
-  steps_5x3x3 = (length_15x1 * geometry.normalize(bone_15x3)).reshape(5, 3, 3)
-  chain_5x4x3 = jnp.concatenate([jnp.zeros_like(steps_5x3x3[:, :1]), jnp.cumsum(steps_5x3x3, axis=1)], axis=1)
-  return jnp.concatenate([jnp.zeros_like(human_Px3[:1]), chain_5x4x3.reshape(20, 3)])
+def cost(hand, weights, aims, rest_J, joints):
+  """The cost alone, of the same arguments."""
+  point = kinematics.walk(hand, joints).point
+  total = sum(weights.rest**2 * (q - rest_J[j]) ** 2 for j, q in enumerate(joints))
+  for r, row in enumerate(rows(hand, weights)):
+    error = vectors.sub(_difference(point, row), aims.vector_Rx3[r])
+    total = total + aims.weight_R[r] * soft(vectors.dot(error, error), weights.tip_soft_m if row.cost == "tip" else np.inf)[0]
+  return total
 
 
-def rest(joints_J, rest_J, weights):
-  """Distance of the joints to the rest pose [J]."""
-  return weights.rest * (joints_J - rest_J)
+def tip_error(hand, joints_JxF, target_Px3xF, seen_PxF):
+  """Mean over the seen fingertips of the distance to the target, for any batch: [J, ...] -> [...] metres; NaN where none is seen."""
+  point = kinematics.walk(hand, list(joints_JxF)).point
+  tips = [p for p in keypoints.TIPS if hand.present[p]]
+  total = sum(seen_PxF[p] * vectors.length(vectors.sub(point[p], target_Px3xF[p])) for p in tips)
+  return total / sum(seen_PxF[p] for p in tips)
+
+
+def soft(square, limit):
+  """Pseudo-Huber: (cost, weight of the square's derivative) for a squared error: the square when small, linear beyond the limit."""
+  if np.isinf(limit):
+    return square, jnp.ones_like(square)
+  root = jnp.sqrt(1.0 + square / limit**2)
+  return 2.0 * square / (1.0 + root), 1.0 / root
+
+
+def pattern(hand, weights):
+  """The entries (i, j), i >= j, of the normal matrix that can differ from zero, sorted."""
+  moved = {p: dict.fromkeys(hand.source[n] for n in kinematics.moving(hand, p)) for p in np.flatnonzero(hand.present)}
+  entries = {(j, j) for j in range(hand.num_joints)}
+  for row in rows(hand, weights):
+    support = set(moved[row.end]) | set(moved[row.start] if row.start is not None else ())
+    entries |= {(i, j) for i in support for j in support if j <= i}
+  return sorted(entries)
+
+
+def _keypoints_and_columns(hand, joints):
+  def walk(joints):
+    tree = kinematics.walk(hand, joints)
+    return tree.axis, tree.anchor, tree.point
+
+  def columns(axis, anchor, point):
+    tree = kinematics.Walk(axis, anchor, {}, point)
+    return {p: kinematics.columns(hand, tree, p) for p in point}
+
+  axis, anchor, point = vectors.stored(walk, list(joints))
+  return point, vectors.stored(columns, axis, anchor, point)
+
+
+def _difference(point, row):
+  return point[row.end] if row.start is None else vectors.sub(point[row.end], point[row.start])
+
+
+def _columns(moved, row):
+  if row.start is None:
+    return moved[row.end]
+  end, start = moved[row.end], moved[row.start]
+  both = {j: vectors.sub(end[j], start[j]) for j in end if j in start}
+  return both | {j: c for j, c in end.items() if j not in start} | {j: vectors.scale(-1.0, c) for j, c in start.items() if j not in end}
+
+
+def _smooth_step(x):
+  x = jnp.clip(x, 0.0, 1.0)
+  return x * x * (3.0 - 2.0 * x)

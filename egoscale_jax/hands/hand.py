@@ -1,63 +1,102 @@
-"""A robot hand as frozen arrays: a tree of hinges and the 21 keypoints on it.
+"""A robot hand as frozen arrays: a tree of hinges, the actuated values that move it, and the 21 keypoints on it.
 
-All arrays are taken at the zero pose (every joint 0) in the hand's base frame, so no frame in the tree is turned at that pose and forward
-kinematics needs an axis and a point for each joint, nothing else. Axis letters: J joints, P = 21 keypoints.
+All arrays are taken with every joint of the tree at 0, in the hand's base frame, so no frame in the tree is turned there and forward
+kinematics needs an axis and a point for each joint, nothing else. Axis letters: N joints of the tree, J actuated values, P = 21 keypoints.
+A joint that follows another (mimic, equality) or shares a tendon is in N, not in J: joint n is ratio_N[n] * value[source[n]] + offset_N[n].
 """
 
 import dataclasses
 import functools
 import pathlib
-import xml.etree.ElementTree as ElementTree
+import sys
 
 import jax
-import mujoco
 import numpy as np
 
 from egoscale_jax.errors import UserError
-from egoscale_jax.hands import keypoints
+from egoscale_jax.hands import couplings, description, keypoints
+from egoscale_jax.hands import fingers as finding
 
 _MODELS = pathlib.Path(__file__).parent / "models"
-BUILT_IN = ("sharpa_wave",)
+BUILT_IN = ("sharpa_wave", "dex3", "shadow", "allegro", "inspire")
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[
-    "axis_Jx3",
-    "anchor_Jx3",
+    "axis_Nx3",
+    "anchor_Nx3",
+    "ratio_N",
+    "offset_N",
     "lower_J",
     "upper_J",
     "velocity_J",
     "keypoint_Px3",
+    "keypoint_rotation_Px3x3",
     "T_base_wrist_4x4",
   ],
-  meta_fields=["parents", "keypoint_parents"],
-  drop_fields=["name", "side", "joint_names"],  # dropped inside jit: a left and a right hand with one tree share one compiled function
+  meta_fields=["parents", "source", "keypoint_parents", "present"],
+  drop_fields=[
+    "name",
+    "side",
+    "joint_names",
+    "tree_joint_names",
+    "how",
+  ],  # a left and a right hand with one tree share one compiled function
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Hand:
   """Joints are sorted from the root out: a parent comes before its children. Figures are float32, metres and radians."""
 
-  axis_Jx3: np.ndarray  # unit hinge axis at the zero pose, base frame
-  anchor_Jx3: np.ndarray  # a point on that axis: where the joint's frame sits
-  lower_J: np.ndarray
+  axis_Nx3: np.ndarray  # unit hinge axis, base frame
+  anchor_Nx3: np.ndarray  # a point on that axis: where the joint's frame sits
+  ratio_N: np.ndarray
+  offset_N: np.ndarray
+  lower_J: np.ndarray  # within these every joint of the tree stays in its own range
   upper_J: np.ndarray
   velocity_J: np.ndarray  # rad/s; inf where the description states none
-  keypoint_Px3: np.ndarray  # keypoints at the zero pose, base frame
-  T_base_wrist_4x4: np.ndarray  # keypoints.wrist_frame at the zero pose: a constant of the hand
-  parents: tuple[int, ...]  # parent joint of each joint, -1 for the base
-  keypoint_parents: tuple[int, ...]  # the joint that each keypoint moves with, -1 for the base
+  keypoint_Px3: np.ndarray  # zero where absent
+  keypoint_rotation_Px3x3: np.ndarray  # of the site or link that the keypoint is; one where absent
+  T_base_wrist_4x4: np.ndarray  # keypoints.wrist_frame with every joint at 0: a constant of the hand
+  parents: tuple[int, ...]  # N: parent joint, -1 for the base
+  source: tuple[int, ...]  # N: the actuated value that moves the joint
+  keypoint_parents: tuple[int, ...]  # P: the joint that each keypoint moves with, -1 for the base and where absent
+  present: tuple[bool, ...]  # P: a hand may have fewer fingers or joints than a human's
   name: str = ""
   side: str = ""
-  joint_names: tuple[str, ...] = ()
+  joint_names: tuple[str, ...] = ()  # J: of the joint, or of the tendon that moves several
+  tree_joint_names: tuple[str, ...] = ()  # N
+  how: dict = dataclasses.field(default_factory=dict)  # of a hand whose file names no keypoints: finger or wrist -> how it was found
+
+  def __eq__(self, other):
+    return isinstance(other, Hand) and self._figures == other._figures
+
+  def __hash__(self):
+    return hash(self._figures)
+
+  @property
+  def _figures(self):
+    """Loaded twice, a hand is the same static argument of a jitted function."""
+    arrays = [np.asarray(getattr(self, field.name)).tobytes() for field in dataclasses.fields(self)[:10]]
+    return (*arrays, self.parents, self.source, self.keypoint_parents, self.present, self.name, self.side)
 
   @property
   def num_joints(self) -> int:
-    return len(self.parents)
+    """J, the actuated ones."""
+    return max(self.source) + 1
+
+  @property
+  def knuckles(self) -> tuple[int, ...]:
+    """Which of keypoints.FINGERS have a knuckle: `keypoints.wrist_frame` measures a human's palm with the same ones."""
+    return tuple(finger for finger, p in enumerate(keypoints.KNUCKLES, 1) if self.present[p])
 
 
-def load(name_or_path, side) -> Hand:
-  """A built-in hand by name, or a URDF or MJCF file whose sites or links carry the 21 names of `keypoints.NAMES`; side as in SIDES."""
+def load(name_or_path, side, fingers=None) -> Hand:
+  """A built-in hand by name, or any URDF or MJCF file; side as in SIDES.
+
+  Sites or links with the names of `keypoints.NAMES` are the keypoints. In a file without them, or with fingers ("thumb:LINK,index:LINK,…",
+  LINK the link or site of a tip), they are found from the geometry, and what was found is printed.
+  """
   if side not in keypoints.SIDES:
     raise UserError(f"side {side!r}: expected one of {', '.join(keypoints.SIDES)}")
   path = pathlib.Path(name_or_path)
@@ -65,99 +104,87 @@ def load(name_or_path, side) -> Hand:
     path = _MODELS / f"{name_or_path}_{side}.xml"
   elif not (path.suffix in (".urdf", ".xml") and path.is_file()):
     raise UserError(f"hand {str(name_or_path)!r}: neither a .urdf or .xml file nor one of the built-in hands: {', '.join(BUILT_IN)}")
-  model = _compile(path)
-  _check_joints(model, path)
-  data = mujoco.MjData(model)
-  data.qpos[:] = 0.0  # not qpos0: the zero of the joint angles
-  mujoco.mj_kinematics(model, data)
-  points_Px3, bodies = _keypoints(model, data, path)
-  last_joint = _last_joint_of_bodies(model)
-  wrist = keypoints.wrist_frame(points_Px3, side)
+  tree = description.read(path)
+  coupled = couplings.read(tree.model, tree.velocity_N, path)
+  frames, how = {name: frame for name in keypoints.NAMES if (frame := tree.frame(name)) is not None}, {}
+  if fingers is None and _names_keypoints(frames):
+    _check_names(frames, path)
+  else:
+    frames, how = finding.find(tree, side, None if fingers is None else finding.parse(fingers))
+  name = str(name_or_path) if str(name_or_path) in BUILT_IN else path.stem
+  hand = _assemble(tree, coupled, frames, name=name, side=side, how=how)
+  if how:
+    print(describe(hand), file=sys.stderr)
+  return hand
+
+
+def describe(hand) -> str:
+  """A few lines: each finger with the joint at each of its keypoints, and how it was found where the file does not say."""
+  lines = [f"{hand.name}: a {hand.side} hand, {hand.num_joints} actuated values move {len(hand.parents)} joints"]
+  if hand.how:
+    lines += [
+      "  its keypoints, found from its geometry; --fingers=thumb:LINK,index:LINK,… names the tips otherwise",
+      f"  wrist: {hand.how['wrist']}",
+    ]
+  for i, finger in enumerate(keypoints.FINGERS):
+    points = [p for p in range(1 + 4 * i, 5 + 4 * i) if hand.present[p]]
+    if points:
+      joints = [f"{keypoints.NAMES[p].split('_')[1]} {hand.tree_joint_names[hand.keypoint_parents[p]]}" for p in points[:-1]]
+      lines.append(f"  {finger}: {', '.join([*joints, 'tip'])} {hand.how.get(finger, '')}".rstrip())
+  return "\n".join(lines)
+
+
+def _names_keypoints(frames):
+  """Does the file speak our names? A link called wrist alone, or tips alone, are found in many a maker's file."""
+  knuckles = [name for name in frames if name.endswith("_mcp")]
+  return len(knuckles) >= 2 or ("wrist" in frames and len(knuckles) >= 1)
+
+
+def _check_names(frames, path):
+  """Missing fingers are a choice of the maker's; a missing wrist, tip or thumb is a mistake."""
+  started = [finger for finger in keypoints.FINGERS if any(name.startswith(f"{finger}_") for name in frames)]
+  missing = [name for name in ("wrist", "thumb_tip", *(f"{finger}_tip" for finger in started if finger != "thumb")) if name not in frames]
+  if missing:
+    raise UserError(f"{path}: no site or link named {', '.join(missing)}; a hand names its wrist and the tip of every finger that it names")
+  whole = [finger for finger in started if finger != "thumb" and f"{finger}_mcp" in frames]
+  if len(whole) < 2:
+    raise UserError(f"{path}: found mcp and tip of {', '.join(whole) or 'no finger'}; a hand names those of two fingers beside the thumb")
+
+
+def _assemble(tree, coupled, frames, name, side, how):
+  parts = [frames.get(name) for name in keypoints.NAMES]
+  points_Px3 = np.stack([np.zeros(3) if frame is None else frame.position_3 for frame in parts])
+  present = tuple(frame is not None for frame in parts)
+  knuckles = tuple(finger for finger, p in enumerate(keypoints.KNUCKLES, 1) if present[p])
+  wrist = keypoints.wrist_frame(points_Px3, side, knuckles)
   if not np.isfinite(wrist).all():
-    raise UserError(f"{path}: the wrist and the knuckles span no palm at the zero pose")
+    raise UserError(f"{tree.path}: the wrist and the knuckles span no palm at the zero pose")
   single = np.float32
   return Hand(
-    axis_Jx3=data.xaxis.astype(single),
-    anchor_Jx3=data.xanchor.astype(single),
-    lower_J=model.jnt_range[:, 0].astype(single),
-    upper_J=model.jnt_range[:, 1].astype(single),
-    velocity_J=_velocities(model, path).astype(single),
+    axis_Nx3=tree.data.xaxis.astype(single),
+    anchor_Nx3=tree.data.xanchor.astype(single),
+    ratio_N=coupled.ratio_N.astype(single),
+    offset_N=coupled.offset_N.astype(single),
+    lower_J=_inward(coupled.lower_J, 1),
+    upper_J=_inward(coupled.upper_J, -1),
+    velocity_J=coupled.velocity_J.astype(single),
     keypoint_Px3=points_Px3.astype(single),
+    keypoint_rotation_Px3x3=np.stack([np.eye(3) if frame is None else frame.rotation_3x3 for frame in parts]).astype(single),
     T_base_wrist_4x4=wrist.astype(single),
-    parents=_parents(model, last_joint),
-    keypoint_parents=tuple(last_joint[body] for body in bodies),
-    name=str(name_or_path) if str(name_or_path) in BUILT_IN else path.stem,
+    parents=tree.parents,
+    source=coupled.source,
+    keypoint_parents=tuple(-1 if frame is None else frame.joint for frame in parts),
+    present=present,
+    name=name,
     side=side,
-    joint_names=tuple(model.joint(j).name for j in range(model.njnt)),
+    joint_names=coupled.names,
+    tree_joint_names=tuple(tree.model.joint(j).name for j in range(tree.model.njnt)),
+    how=how,
   )
 
 
-def _compile(path):
-  """MuJoCo's own compiler, on the kinematics alone: a description without its mesh files or inertias is enough."""
-  try:
-    spec = mujoco.MjSpec.from_file(str(path))
-    spec.compiler.fusestatic = False  # a link that carries a keypoint may be fixed to its parent
-    spec.compiler.boundmass, spec.compiler.boundinertia = 1e-6, 1e-9
-    for geom in [g for g in spec.geoms if g.type == mujoco.mjtGeom.mjGEOM_MESH]:
-      spec.delete(geom)
-    for mesh in list(spec.meshes):
-      spec.delete(mesh)
-    return spec.compile()
-  except ValueError as error:
-    raise UserError(f"{path}: MuJoCo cannot compile it: {' '.join(str(error).split())}") from error
-
-
-def _check_joints(model, path):
-  """Hinges with a range and no coupling are what the solver knows; anything else is refused rather than left out."""
-  for j in range(model.njnt):
-    if model.jnt_type[j] != mujoco.mjtJoint.mjJNT_HINGE:
-      raise UserError(f"{path}: joint {model.joint(j).name!r} is no hinge; a hand has hinges only")
-    if not model.jnt_limited[j]:
-      raise UserError(f"{path}: joint {model.joint(j).name!r} has no range")
-  if model.njnt == 0:
-    raise UserError(f"{path}: no joints")
-  if model.neq:
-    raise UserError(f"{path}: {model.neq} coupled (mimic or equality) joints; only independent joints are supported")
-
-
-def _keypoints(model, data, path):
-  """Positions [21, 3] and body ids of the keypoints: the site of that name, else the body (a URDF has no sites)."""
-  points, bodies, missing = [], [], []
-  for name in keypoints.NAMES:
-    site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, name)
-    body = model.site_bodyid[site] if site >= 0 else mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, name)
-    if body < 0:
-      missing.append(name)
-      continue
-    points.append(data.site_xpos[site] if site >= 0 else data.xpos[body])
-    bodies.append(int(body))
-  if missing:
-    raise UserError(f"{path}: no site or link named {', '.join(missing)}; a hand names all 21 keypoints")
-  return np.stack(points), bodies
-
-
-def _last_joint_of_bodies(model):
-  """For each body the joint that it moves with, -1 for the base."""
-  last = [-1] * model.nbody
-  for body in range(1, model.nbody):
-    count = model.body_jntnum[body]
-    last[body] = int(model.body_jntadr[body] + count - 1) if count else last[model.body_parentid[body]]
-  return last
-
-
-def _parents(model, last_joint):
-  """The joint before it on the same body, else the joint that the parent body moves with."""
-  parents = []
-  for j in range(model.njnt):
-    body = model.jnt_bodyid[j]
-    parents.append(j - 1 if j > model.body_jntadr[body] else last_joint[model.body_parentid[body]])
-  return tuple(parents)
-
-
-def _velocities(model, path):
-  """Velocity limits [J]: MJCF has no field for them, so a joint's user value; URDF's own attribute; inf where none is stated."""
-  if path.suffix == ".urdf":
-    limits = {j.get("name"): j.find("limit") for j in ElementTree.parse(path).getroot().iter("joint")}
-    stated = [limits[model.joint(j).name] for j in range(model.njnt)]
-    return np.array([np.inf if limit is None else float(limit.get("velocity", "inf")) for limit in stated])
-  return model.jnt_user[:, 0] if model.nuser_jnt else np.full(model.njnt, np.inf)
+def _inward(bound_J, sign):
+  """As float32, rounded to the inside of the range: no value within it is ever outside the description's own figures."""
+  rounded_J = bound_J.astype(np.float32)
+  outside_J = sign * (bound_J - rounded_J) > 0
+  return np.where(outside_J, np.nextafter(rounded_J, np.float32(sign * np.inf)), rounded_J)

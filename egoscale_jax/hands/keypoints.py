@@ -19,12 +19,14 @@ TIPS = (4, 8, 12, 16, 20)
 BONES = tuple((0 if i % 4 == 1 else i - 1, i) for i in range(1, 21))  # (parent, child): for drawing and limb lengths
 
 
-def wrist_frame(keypoints_Px3, side):
+def wrist_frame(keypoints_Px3, side, fingers=(1, 2, 3, 4)):
   """Keypoints [..., 21, 3] of one hand in frame a, side "left" or "right" -> T_a_wrist [..., 4, 4].
+
+  fingers: of FINGERS, whose knuckles to read, two or more: a human is measured with those that the robot has.
 
   ```
         x to the knuckles         origin: the wrist keypoint
-        ^   (mean of the four)    x: from the wrist to the mean of the four finger knuckles
+        ^   (mean of them)        x: from the wrist to the mean of the finger knuckles
    y <--+                         z: out of the back of the hand, at right angles to x and to the line of knuckles
         z out of the back         y = z x x: to the thumb on a right hand, to the little finger on a left one
   ```
@@ -32,9 +34,9 @@ def wrist_frame(keypoints_Px3, side):
   """
   xp = jnp if isinstance(keypoints_Px3, jax.Array) else np
   wrist = keypoints_Px3[..., WRIST, :]
-  knuckles = keypoints_Px3[..., np.asarray(KNUCKLES), :]
+  knuckles = keypoints_Px3[..., np.asarray([KNUCKLES[finger - 1] for finger in fingers]), :]
   forward = xp.mean(knuckles, axis=-2) - wrist
-  index_to_little = knuckles[..., 3, :] - knuckles[..., 0, :]
+  index_to_little = knuckles[..., -1, :] - knuckles[..., 0, :]
   normal = {"left": 1.0, "right": -1.0}[side] * xp.cross(forward, index_to_little)
   degenerate = xp.sum(normal * normal, axis=-1, keepdims=True) < 1e-12  # m^4: a palm of one square millimetre
   x = geometry.normalize(forward)

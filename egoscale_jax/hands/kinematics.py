@@ -1,113 +1,153 @@
-"""Forward kinematics and the Jacobian of the keypoints, batched over any leading axes, in the precision of the joint angles.
+"""Forward kinematics and the Jacobian of the keypoints, for any batch, in the precision of the joint angles.
 
-The tree is walked depth by depth: all joints of one depth at once, so a five-fingered hand takes five steps whatever its number of joints.
+Inside, the tree is unrolled when the program is traced and every number is an array over the whole batch (vectors.py): `walk` and `columns`
+are what the solver uses, the other functions wrap them for arrays with the batch in front.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from egoscale_jax import geometry
+from egoscale_jax.hands import vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+  """The tree at some joint angles, in the base frame. Vectors and rotations of vectors.py."""
+
+  axis: dict  # joint -> hinge axis
+  anchor: dict  # joint -> a point on that axis
+  rotation: dict  # joint -> rotation since the zero pose of what moves with it
+  point: dict  # keypoint index -> place, for the keypoints that the hand has
+
+
+def tree_joints(hand, joints_J):
+  """Actuated values [..., J] -> angles of all joints of the tree [..., N]."""
+  return joints_J[..., np.asarray(hand.source)] * _constant(hand.ratio_N, joints_J) + _constant(hand.offset_N, joints_J)
 
 
 def keypoints(hand, joints_J):
-  """Joint angles [..., J] (radians) -> keypoints [..., 21, 3] in the hand's base frame (metres)."""
-  return _keypoints(hand, *_joint_frames(hand, joints_J))
+  """Joint values [..., J] (radians) -> keypoints [..., 21, 3] in the hand's base frame (metres); zeros where the hand has none."""
+  return _stacked(walk(hand, _unstacked(joints_J)).point, joints_J)
 
 
 def keypoints_in_wrist(hand, joints_J):
-  """Joint angles [..., J] -> keypoints [..., 21, 3] in the hand's wrist frame, which is that of the zero pose and does not move."""
+  """Joint values [..., J] -> keypoints [..., 21, 3] in the hand's wrist frame, which is that of the zero pose and does not move."""
   return _in_wrist(hand, keypoints(hand, joints_J))
 
 
+def frames(hand, joints_J):
+  """Joint values [..., J] -> T_base_keypoint [..., 21, 4, 4]: place and orientation of the links or sites that carry the keypoints."""
+  tree = walk(hand, _unstacked(joints_J))
+  eye = jnp.broadcast_to(jnp.eye(3, dtype=joints_J.dtype), (*joints_J.shape[:-1], 3, 3))
+  turns = [eye if n < 0 else jnp.stack([jnp.stack(row, axis=-1) for row in tree.rotation[n]], axis=-2) for n in hand.keypoint_parents]
+  rotation_Px3x3 = jnp.einsum("...pij,pjk->...pik", jnp.stack(turns, axis=-3), jnp.asarray(hand.keypoint_rotation_Px3x3, joints_J.dtype))
+  upper = jnp.concatenate([rotation_Px3x3, _stacked(tree.point, joints_J)[..., None]], axis=-1)
+  last = jnp.broadcast_to(jnp.asarray([0, 0, 0, 1], joints_J.dtype), (*upper.shape[:-2], 1, 4))
+  return jnp.concatenate([upper, last], axis=-2)
+
+
 def keypoints_and_jacobian(hand, joints_J):
-  """Joint angles [..., J] -> base-frame keypoints [..., 21, 3] and their derivative [..., 21, 3, J] (metres a radian)."""
-  rotation_Jx3x3, anchor_Jx3 = _joint_frames(hand, joints_J)
-  points_Px3 = _keypoints(hand, rotation_Jx3x3, anchor_Jx3)
-  # A hinge leaves its own axis where it is, so the frame after the joint has the axis of the frame before it.
-  axis_3xJ = _rotate(rotation_Jx3x3, _as(hand.axis_Jx3, joints_J, joints_J.ndim + 1)).swapaxes(-1, -2)
-  arm_Px3xJ = points_Px3[..., None] - anchor_Jx3.swapaxes(-1, -2)[..., None, :, :]
-  a, r = (axis_3xJ[..., None, 0, :], axis_3xJ[..., None, 1, :], axis_3xJ[..., None, 2, :]), tuple(arm_Px3xJ[..., i, :] for i in range(3))
-  cross = (a[1] * r[2] - a[2] * r[1], a[2] * r[0] - a[0] * r[2], a[0] * r[1] - a[1] * r[0])  # with J innermost: XLA's CPU vectorises it
-  moves_PxJ = _as(moved_by(hand), joints_J, joints_J.ndim + 1)
-  return points_Px3, jnp.stack([component * moves_PxJ for component in cross], axis=-2)
+  """Joint values [..., J] -> base-frame keypoints [..., 21, 3] and their derivative [..., 21, 3, J] (metres a radian)."""
+  tree = walk(hand, _unstacked(joints_J))
+  zero = jnp.zeros(joints_J.shape[:-1], joints_J.dtype)
+  empty = (zero, zero, zero)
+  rows = []
+  for p in range(len(hand.present)):
+    moved = columns(hand, tree, p) if p in tree.point else {}
+    rows.append(jnp.stack([jnp.stack(moved.get(j, empty), axis=-1) for j in range(hand.num_joints)], axis=-1))
+  return _stacked(tree.point, joints_J), jnp.stack(rows, axis=-3)
 
 
 def keypoints_and_jacobian_in_wrist(hand, joints_J):
   """As keypoints_and_jacobian, in the hand's wrist frame."""
   points_Px3, jacobian_Px3xJ = keypoints_and_jacobian(hand, joints_J)
-  turn = _as(hand.T_base_wrist_4x4, joints_J)[:3, :3]
+  turn = jnp.asarray(hand.T_base_wrist_4x4, joints_J.dtype)[:3, :3]
   return _in_wrist(hand, points_Px3), jnp.einsum("ab,...paj->...pbj", turn, jacobian_Px3xJ)
 
 
-def moved_by(hand):
-  """bool [21, J]: joint j moves keypoint p."""
-  ancestors_JxJ = np.zeros((hand.num_joints, hand.num_joints), bool)
-  for joint, parent in enumerate(hand.parents):
-    ancestors_JxJ[joint, joint] = True
-    if parent >= 0:
-      ancestors_JxJ[joint] |= ancestors_JxJ[parent]
-  base = np.zeros((1, hand.num_joints), bool)
-  return np.concatenate([ancestors_JxJ, base])[np.asarray(hand.keypoint_parents)]  # -1 is the base
+def walk(hand, joints) -> Walk:
+  """joints: J arrays of one shape -> Walk. Parents come before children, so one pass does it."""
+  axis, anchor, rotation, point = {}, {}, {}, {}
+  like = jnp.zeros_like(joints[0])
+  unit_Nx3 = geometry.normalize(jnp.asarray(hand.axis_Nx3, like.dtype)) if isinstance(hand.axis_Nx3, jax.Array) else _unit(hand.axis_Nx3)
+  for n, parent in enumerate(hand.parents):
+    turn = _rodrigues(unit_Nx3[n], joints[hand.source[n]] * hand.ratio_N[n] + hand.offset_N[n])
+    if parent < 0:
+      axis[n], anchor[n], rotation[n] = _constant_vector(unit_Nx3[n], like), _constant_vector(hand.anchor_Nx3[n], like), turn
+      continue
+    before = rotation[parent]
+    axis[n] = vectors.rotate(before, unit_Nx3[n])  # a hinge leaves its own axis where it is
+    anchor[n] = vectors.add(anchor[parent], vectors.rotate(before, hand.anchor_Nx3[n] - hand.anchor_Nx3[parent]))
+    rotation[n] = vectors.compose(before, turn)
+  for p in (int(p) for p in np.flatnonzero(hand.present)):
+    n = hand.keypoint_parents[p]
+    if n < 0:
+      point[p] = _constant_vector(hand.keypoint_Px3[p], like)
+    else:
+      point[p] = vectors.add(anchor[n], vectors.rotate(rotation[n], hand.keypoint_Px3[p] - hand.anchor_Nx3[n]))
+  return Walk(axis, anchor, rotation, point)
 
 
-def _joint_frames(hand, joints_J):
-  """Rotation [..., J, 3, 3] since the zero pose of the frame after each joint, and the joint's place [..., J, 3]."""
-  batch, rank = joints_J.shape[:-1], joints_J.ndim
-  turn_Jx3x3 = geometry.so3_exp(joints_J[..., None] * _as(hand.axis_Jx3, joints_J, rank + 1))
-  anchor_Jx3 = _as(hand.anchor_Jx3, joints_J)
-  # One more row, the base: rotation one, place zero. -1 picks it as the parent.
-  anchor0_Jx3 = jnp.concatenate([anchor_Jx3, jnp.zeros((1, 3), joints_J.dtype)])
-  rotation = jnp.broadcast_to(jnp.eye(3, dtype=joints_J.dtype), (*batch, 1, 3, 3))
-  place = jnp.zeros((*batch, 1, 3), joints_J.dtype)
-  row = {-1: 0}  # where each joint lies in the two growing arrays
-  for level in _levels(hand.parents):
-    parents = np.asarray([hand.parents[j] for j in level])
-    rows = np.asarray([row[p] for p in parents])
-    offset = (anchor0_Jx3[np.asarray(level)] - anchor0_Jx3[parents]).reshape((1,) * len(batch) + (len(level), 3))
-    before = rotation[..., rows, :, :]
-    place = jnp.concatenate([place, place[..., rows, :] + _rotate(before, offset)], axis=-2)
-    rotation = jnp.concatenate([rotation, _compose(before, turn_Jx3x3[..., np.asarray(level), :, :])], axis=-3)
-    row |= {j: len(row) + i for i, j in enumerate(level)}
-  order = np.asarray([row[j] for j in range(hand.num_joints)])
-  return rotation[..., order, :, :], place[..., order, :]
+def columns(hand, tree, p):
+  """Derivative of keypoint p by each joint value that moves it: {j: vector} (metres a radian)."""
+  found = {}
+  for n in moving(hand, p):
+    column = vectors.scale(hand.ratio_N[n], vectors.cross(tree.axis[n], vectors.sub(tree.point[p], tree.anchor[n])))
+    j = hand.source[n]
+    found[j] = vectors.add(found[j], column) if j in found else column
+  return found
 
 
-def _keypoints(hand, rotation_Jx3x3, anchor_Jx3):
-  batch = anchor_Jx3.shape[:-2]
-  identity = jnp.broadcast_to(jnp.eye(3, dtype=anchor_Jx3.dtype), (*batch, 1, 3, 3))
-  parents = np.asarray(hand.keypoint_parents)
-  rotation = jnp.concatenate([rotation_Jx3x3, identity], axis=-3)[..., parents, :, :]
-  anchor = jnp.concatenate([anchor_Jx3, jnp.zeros((*batch, 1, 3), anchor_Jx3.dtype)], axis=-2)[..., parents, :]
-  anchor0 = jnp.concatenate([jnp.asarray(hand.anchor_Jx3), jnp.zeros((1, 3), hand.anchor_Jx3.dtype)])[parents]
-  return anchor + _rotate(rotation, _as(hand.keypoint_Px3 - anchor0, anchor_Jx3, anchor_Jx3.ndim))
+def moving(hand, p):
+  """The joints of the tree that move keypoint p, from it to the base."""
+  n = hand.keypoint_parents[p]
+  while n >= 0:
+    yield n
+    n = hand.parents[n]
+
+
+def _unit(axis_Nx3):
+  """As Python floats, in the precision of what they meet: an axis rounded to float32 is no unit vector in float64."""
+  axis_Nx3 = np.asarray(axis_Nx3, np.float64)
+  return (axis_Nx3 / np.linalg.norm(axis_Nx3, axis=-1, keepdims=True)).tolist()
+
+
+def _constant_vector(vector_3, like):
+  return tuple(like + vector_3[i] for i in range(3))
+
+
+def _rodrigues(axis_3, angle):
+  """Rotation about a constant axis, as rows."""
+  s, c = jnp.sin(angle), jnp.cos(angle)
+  x, y, z = axis_3[0], axis_3[1], axis_3[2]
+  v = 1 - c
+  return (
+    (c + x * x * v, x * y * v - z * s, x * z * v + y * s),
+    (x * y * v + z * s, c + y * y * v, y * z * v - x * s),
+    (x * z * v - y * s, y * z * v + x * s, c + z * z * v),
+  )
+
+
+def _unstacked(joints_J):
+  return [joints_J[..., j] for j in range(joints_J.shape[-1])]
+
+
+def _stacked(point, joints_J):
+  zero = jnp.zeros(joints_J.shape[:-1], joints_J.dtype)
+  return jnp.stack([jnp.stack(point.get(p, (zero, zero, zero)), axis=-1) for p in range(21)], axis=-2)
 
 
 def _in_wrist(hand, points_Px3):
-  pose = _as(hand.T_base_wrist_4x4, points_Px3)
+  pose = jnp.asarray(hand.T_base_wrist_4x4, points_Px3.dtype)
   centred = points_Px3 - pose[:3, 3].reshape((1,) * (points_Px3.ndim - 1) + (3,))
   return jnp.einsum("ab,...pa->...pb", pose[:3, :3], centred)
 
 
-def _levels(parents):
-  """Joints grouped by their depth in the tree."""
-  depth = []
-  for parent in parents:
-    depth.append(0 if parent < 0 else depth[parent] + 1)
-  return [[j for j, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]
-
-
-def _rotate(rotation, vector):
-  """[..., 3, 3] times [..., 3], as three products written out: with jnp.sum over the axis the whole solver runs at 0.7 of the speed."""
-  return sum(rotation[..., k] * vector[..., None, k] for k in range(3))
-
-
-def _compose(a, b):
-  """[..., 3, 3] times [..., 3, 3], likewise."""
-  return sum(a[..., :, k, None] * b[..., None, k, :] for k in range(3))
-
-
-def _as(array, like, rank=None):
-  """The hand's constant in the precision of `like`, with leading axes of 1 up to `rank` (rank promotion is an error in the tests)."""
+def _constant(array, like):
+  """The hand's constant in the precision of `like`, with leading axes of 1 (rank promotion is an error in the tests)."""
   array = jnp.asarray(array, like.dtype)
-  return array if rank is None else jax.lax.expand_dims(array, range(rank - array.ndim))
+  return jax.lax.expand_dims(array, range(like.ndim - array.ndim))

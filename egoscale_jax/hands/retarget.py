@@ -1,122 +1,187 @@
-"""Human keypoints -> robot joint angles, numpy in and numpy out, with the fingertip error kept as the label's quality.
+"""Human keypoints -> robot joint values, numpy in and numpy out, with the fingertip error kept as the label's quality.
 
-Each frame is put into the human's wrist frame, scaled to the robot's size, and solved on its own from one fixed start: no frame depends on
-its neighbours, so the order of the frames and the size of a batch change nothing.
+Keypoints go into the human's wrist frame, are scaled to the robot's size, and are solved as trajectories: windows of a few hundred frames
+that overlap, so a long recording takes no more memory than a short one and all cores work. `retarget_frames` solves each frame on its own.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egoscale_jax import geometry
-from egoscale_jax.errors import UserError
-from egoscale_jax.hands import costs, keypoints, kinematics, solver
+from egoscale_jax.hands import alignment, costs, solver
 from egoscale_jax.hands.costs import Weights
 
-ITERATIONS = 20
+DEFAULT = Weights()
+WINDOW, OVERLAP = 384, 48  # frames; windows are blended over the overlap, which is many times as long as smoothness reaches
+KNOT = 2  # frames between the spline's knots: 4 loses the pinches of a webcam recording, 1 costs twice the time for 0.1 mm
+FRAME_ITERATIONS, ITERATIONS = 8, 7
+MAX_GAP_S = 0.5  # missing keypoints are bridged by smoothness for so long
+ALONE = 1024  # frames a call of retarget_frames
+ALONE_ITERATIONS = 30
 _REST_BEND = 0.2  # the rest pose and start: this part of the way from straight to mid-range, since straight lies on many a bound
-_CHAIN = (0, 9, 10, 11, 12)  # wrist to middle tip
-_PALM_M = (0.03, 0.3)  # wrist to middle knuckle: outside, the unit is not the metre
 
 
 @dataclasses.dataclass(frozen=True)
 class Retargeted:
-  """NaN where a frame is not valid. The wrist frame is that of `keypoints.wrist_frame`."""
+  """The wrist frame is that of `keypoints.wrist_frame`."""
 
-  joints_FxJ: np.ndarray  # radians, within the hand's limits; float32
-  residual_m_F: np.ndarray  # mean over the fingertips of the distance robot to scaled human; float32
-  valid_F: np.ndarray  # bool: every keypoint was there, and the palm has an area
+  joints_FxJ: np.ndarray  # within the hand's limits; NaN where neither valid nor bridged; float32
+  residual_m_F: np.ndarray  # mean over the fingertips of the distance robot to scaled human; NaN where not valid; float32
+  valid_F: np.ndarray  # bool: every keypoint that the hand needs was there, and the palm had an area
+  bridged_F: np.ndarray  # bool: some were not, and the joints are what the frames around say
   scale: float  # robot's size over the human's; NaN without a valid frame
 
 
-def retarget(keypoints_Fx21x3, hand, side, weights=None, chunk=128) -> Retargeted:
-  """Keypoints of one human hand [F, 21, 3] in metres, in any frame of reference (may move), NaN where missing."""
-  keypoints_Fx21x3 = np.asarray(keypoints_Fx21x3, np.float64)  # world coordinates are far from zero: float32 from the wrist frame on
-  if keypoints_Fx21x3.ndim != 3 or keypoints_Fx21x3.shape[1:] != (21, 3):
-    raise UserError(f"keypoints: expected [frames, 21, 3], found {list(keypoints_Fx21x3.shape)}")
-  if hand.side != side:
-    raise UserError(f"keypoints of a {side} hand cannot go to the {hand.side} hand {hand.name!r}")
-  _check_unit(keypoints_Fx21x3)
-  T_frame_wrist_Fx4x4 = keypoints.wrist_frame(keypoints_Fx21x3, side)
-  valid_F = np.isfinite(keypoints_Fx21x3).all((1, 2)) & np.isfinite(T_frame_wrist_Fx4x4).all((1, 2))
-  human_Vx21x3 = geometry.transform(geometry.se3_inverse(T_frame_wrist_Fx4x4[valid_F]), keypoints_Fx21x3[valid_F])
-  scale = _scale(human_Vx21x3, hand)
-  joints_FxJ = np.full((len(valid_F), hand.num_joints), np.nan, np.float32)
-  residual_m_F = np.full(len(valid_F), np.nan, np.float32)
-  if valid_F.any():
-    target_Vx21x3 = geometry.transform(hand.T_base_wrist_4x4[None], scale * human_Vx21x3).astype(np.float32)
-    joints_FxJ[valid_F], residual_m_F[valid_F] = _solve_in_chunks(hand, target_Vx21x3, weights or Weights(), chunk)
-  return Retargeted(joints_FxJ, residual_m_F, valid_F, scale)
+def retarget(
+  keypoints_Fx21x3,
+  hand,
+  side,
+  weights=DEFAULT,
+  *,
+  confidence_Fx21=None,
+  min_confidence=0.5,
+  scale=None,
+  rate_hz=30.0,
+  max_gap_s=MAX_GAP_S,
+  out=None,
+) -> Retargeted:
+  """Keypoints of one human hand [F, 21, 3] in metres, in any frame of reference (may move), NaN where missing (or of low confidence).
+
+  scale: robot's size over the human's, estimated from the keypoints where None. out: (joints [F, J], residual [F]) float32 zeros to write
+  into, as memory maps for a recording that does not fit.
+  """
+  source = alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale)
+  return follow(source, weights, rate_hz=rate_hz, max_gap_s=max_gap_s, out=out)
 
 
-def chain_length(points_Px3):
-  """Keypoints [..., 21, 3] -> the summed bones from the wrist to the middle fingertip [...]: the same in every pose."""
-  return np.linalg.norm(np.diff(points_Px3[..., _CHAIN, :], axis=-2), axis=-1).sum(-1)
+def retarget_frames(keypoints_Fx21x3, hand, side, weights=DEFAULT, *, confidence_Fx21=None, min_confidence=0.5, scale=None) -> Retargeted:
+  """As retarget, each frame on its own and from the same starts: nothing is bridged, and the order of the frames changes nothing."""
+  return follow_frames(alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale), weights)
+
+
+def follow(source, weights=DEFAULT, *, rate_hz=30.0, max_gap_s=MAX_GAP_S, out=None) -> Retargeted:
+  """`retarget` of an alignment.Human or alignment.Targets."""
+  hand, frames = source.hand, len(source)
+  joints_FxJ, residual_m_F = out or (np.zeros((frames, hand.num_joints), np.float32), np.zeros(frames, np.float32))
+  valid_F = np.zeros(frames, bool)
+  solve = functools.partial(_solve_window, source, weights, float(rate_hz))
+  for start, stop, share_F, joints, residual, valid in _in_order(solve, windows(frames)):
+    joints_FxJ[start:stop] += share_F[:, None] * joints
+    residual_m_F[start:stop] += share_F * residual
+    valid_F[start:stop] = valid
+  bridged_F = _short_gaps(valid_F, round(max_gap_s * rate_hz))
+  joints_FxJ[~(valid_F | bridged_F)] = np.nan
+  residual_m_F[~valid_F] = np.nan
+  np.clip(joints_FxJ, hand.lower_J, hand.upper_J, out=joints_FxJ)  # a blend may round to the outside
+  return Retargeted(joints_FxJ, residual_m_F, valid_F, bridged_F, source.scale)
+
+
+def follow_frames(source, weights=DEFAULT) -> Retargeted:
+  """`retarget_frames` of an alignment.Human or alignment.Targets."""
+  hand, pieces = source.hand, []
+  solve = functools.partial(_solve_alone, source, weights)
+  for joints_FxJ, residual_F, valid_F in _in_order(solve, range(0, len(source), ALONE)):
+    pieces.append((np.where(valid_F[:, None], joints_FxJ, np.float32(np.nan)), np.where(valid_F, residual_F, np.float32(np.nan)), valid_F))
+  pieces = pieces or [(np.zeros((0, hand.num_joints), np.float32), np.zeros(0, np.float32), np.zeros(0, bool))]
+  joints_FxJ, residual_F, valid_F = (np.concatenate(column) for column in zip(*pieces))
+  return Retargeted(joints_FxJ, residual_F, valid_F, np.zeros_like(valid_F), source.scale)
+
+
+@functools.partial(jax.jit, static_argnames=("hand", "weights", "rate_hz"))
+def solve_windows(hand, weights, target_Px3xBxF, seen_PxBxF, scale, rate_hz):
+  """Trajectories on the robot's scale, in its base frame: [21, 3, B, F], seen [21, B, F] -> (joints [J, B, F], tip error [B, F] in metres).
+
+  The start is every second frame solved on its own.
+  """
+  rest_J = rest_pose(hand)
+  at_knots = costs.aims(hand, weights, target_Px3xBxF[..., ::KNOT], seen_PxBxF[..., ::KNOT], scale)
+  start, _ = solver.frames(hand, weights, at_knots, rest_J, _everywhere(rest_J, target_Px3xBxF[0, 0, :, ::KNOT]), FRAME_ITERATIONS)
+  aims = costs.aims(hand, weights, target_Px3xBxF, seen_PxBxF, scale)
+  joints, _ = solver.trajectories(hand, weights, aims, rest_J, jnp.repeat(start, KNOT, axis=-1), rate_hz, KNOT, ITERATIONS)
+  return joints, costs.tip_error(hand, joints, target_Px3xBxF, seen_PxBxF)
+
+
+@functools.partial(jax.jit, static_argnames=("hand", "weights", "iterations"))
+def solve_frames(hand, weights, target_Px3xF, seen_PxF, scale, iterations=ALONE_ITERATIONS):
+  """Likewise for frames: [21, 3, F], seen [21, F] -> (joints [J, F], tip error [F] in metres), the better of two starts."""
+  rest_J = rest_pose(hand)
+  half_closed_J = 0.5 * (hand.lower_J + hand.upper_J)
+  starts = jnp.stack([_everywhere(start_J, target_Px3xF[0, 0]) for start_J in (rest_J, half_closed_J)], axis=1)
+  aims = costs.aims(hand, weights, *(jnp.stack([x, x], axis=-2) for x in (target_Px3xF, seen_PxF)), scale)
+  joints, cost = solver.frames(hand, weights, aims, rest_J, starts, iterations)
+  joints = jnp.where((cost[0] <= cost[1])[None], joints[:, 0], joints[:, 1])
+  return joints, costs.tip_error(hand, joints, target_Px3xF, seen_PxF)
 
 
 def rest_pose(hand):
-  """Joint angles [J] the solver starts from and is faintly drawn to: nearly straight, and within the limits."""
-  straight_J = jnp.clip(jnp.zeros_like(hand.lower_J), hand.lower_J, hand.upper_J)
-  return straight_J + _REST_BEND * (0.5 * (hand.lower_J + hand.upper_J) - straight_J)
+  """Joint values [J] the solver starts from and is faintly drawn to: nearly straight, and within the limits."""
+  straight_J = np.clip(np.zeros_like(hand.lower_J), hand.lower_J, hand.upper_J)
+  return straight_J + np.float32(_REST_BEND) * (np.float32(0.5) * (hand.lower_J + hand.upper_J) - straight_J)
 
 
-def _check_unit(keypoints_Fx21x3):
-  """Refuses lengths that no hand in metres has."""
-  palm_F = np.linalg.norm(keypoints_Fx21x3[:, _CHAIN[1]] - keypoints_Fx21x3[:, _CHAIN[0]], axis=-1)
-  palm_F = palm_F[palm_F > 0]  # neither NaN nor the zeros that some files hold for a missing hand
-  if palm_F.size and not _PALM_M[0] <= np.median(palm_F) <= _PALM_M[1]:
-    low, high = _PALM_M
-    raise UserError(f"keypoints: wrist to middle knuckle is {np.median(palm_F):.3g}, expected {low} to {high} metres: another unit?")
+def windows(frames):
+  """(start, stop, share [stop - start]) of each window; the shares of all windows add up to one at every frame."""
+  ramp = (np.arange(OVERLAP) + 0.5) / OVERLAP
+  ramp = (ramp * ramp * (3.0 - 2.0 * ramp)).astype(np.float32)
+  start = 0
+  while start < frames:
+    stop = min(start + WINDOW, frames)
+    share_F = np.ones(stop - start, np.float32)
+    if start:
+      share_F[:OVERLAP] = ramp
+    if stop < frames:
+      share_F[-OVERLAP:] = 1.0 - ramp
+    yield start, stop, share_F
+    if stop == frames:
+      return
+    start = stop - OVERLAP
 
 
-def _scale(human_Vx21x3, hand):
-  """Robot's chain over the human's, one figure for all frames; NaN without a frame."""
-  if not len(human_Vx21x3):
-    return float("nan")
-  return float(chain_length(hand.keypoint_Px3.astype(np.float64)) / np.median(chain_length(human_Vx21x3)))
+def _solve_window(source, weights, rate_hz, window):
+  start, stop, share_F = window
+  target, seen, valid_F = source.read(start, stop, WINDOW)
+  if not valid_F.any():  # nothing to solve for, and no size to scale by where that holds everywhere
+    empty = np.zeros((stop - start, source.hand.num_joints), np.float32)
+    return start, stop, share_F, empty, empty[:, 0], valid_F
+  joints, residual = solve_windows(source.hand, weights, target[:, :, None], seen[:, None], np.float32(source.scale), rate_hz)
+  return start, stop, share_F, np.asarray(joints)[:, 0, : stop - start].T, np.asarray(residual)[0, : stop - start], valid_F
 
 
-def _solve_in_chunks(hand, target_Vx21x3, weights, chunk):
-  """Every call has the same shape, so it compiles once; the last chunk is filled up with its last frame."""
-  count = len(target_Vx21x3)
-  padded = np.pad(target_Vx21x3, ((0, -count % chunk), (0, 0), (0, 0)), mode="edge")
-  parts = [solve_frames(hand, weights, padded[i : i + chunk]) for i in range(0, len(padded), chunk)]  # dispatched; fetched below
-  joints_VxJ, residual_m_V = (np.concatenate([np.asarray(part) for part in column])[:count] for column in zip(*parts))
-  return joints_VxJ, residual_m_V
+def _solve_alone(source, weights, start):
+  stop = min(start + ALONE, len(source))
+  target, seen, valid_F = source.read(start, stop, ALONE)
+  joints, residual = solve_frames(source.hand, weights, target, seen, np.float32(source.scale))
+  return np.asarray(joints).T[: stop - start], np.asarray(residual)[: stop - start], valid_F
 
 
-@functools.partial(jax.jit, static_argnames="iterations")
-def solve_frames(hand, weights, target_Bx21x3, iterations=ITERATIONS):
-  """Targets in the hand's base frame, on the robot's scale [B, 21, 3] -> (joints [B, J], mean fingertip distance [B] in metres)."""
-  rest_J = rest_pose(hand)
+def _in_order(function, items):
+  """map, a few items ahead on as many threads as cores: XLA runs one window on one core most of the time."""
+  threads = os.cpu_count() or 1
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    ahead = collections.deque()
+    for item in items:
+      ahead.append(pool.submit(function, item))
+      if len(ahead) > threads:
+        yield ahead.popleft().result()
+    while ahead:
+      yield ahead.popleft().result()
 
-  def solve_one(target_Px3):
-    pinch_weight_4 = costs.pinch_weights(target_Px3, weights)
-    bones_Px3 = costs.phalanx_target(target_Px3, hand.keypoint_Px3)
 
-    def linearize(joints_J):
-      points_Px3, jacobian_Px3xJ = kinematics.keypoints_and_jacobian(hand, joints_J)
-      error_Px3 = points_Px3 - target_Px3
-      residual = (
-        costs.fingertips(error_Px3, weights),
-        costs.pinches(error_Px3, pinch_weight_4),
-        costs.phalanges(points_Px3 - bones_Px3, weights),
-      )
-      jacobian = (
-        costs.fingertips(jacobian_Px3xJ, weights),
-        costs.pinches(jacobian_Px3xJ, pinch_weight_4),
-        costs.phalanges(jacobian_Px3xJ, weights),
-      )
-      rest_JxJ = weights.rest * jnp.eye(hand.num_joints, dtype=joints_J.dtype)
-      residual_R = jnp.concatenate([jnp.concatenate(residual).ravel(), costs.rest(joints_J, rest_J, weights)])
-      return residual_R, jnp.concatenate([jnp.concatenate(jacobian).reshape(-1, hand.num_joints), rest_JxJ])
+def _short_gaps(valid_F, limit):
+  """Frames that are not valid, in runs of at most `limit` with valid frames on both sides."""
+  edges = np.flatnonzero(np.diff(np.concatenate([[1], valid_F, [1]]).astype(np.int8)))
+  bridged_F = np.zeros_like(valid_F)
+  for start, stop in edges.reshape(-1, 2):
+    if stop - start <= limit and start > 0 and stop < len(valid_F):
+      bridged_F[start:stop] = True
+  return bridged_F
 
-    joints_J, _ = solver.solve(linearize, rest_J, hand.lower_J, hand.upper_J, iterations)
-    tips = np.asarray(keypoints.TIPS)
-    error_5x3 = kinematics.keypoints(hand, joints_J)[tips] - target_Px3[tips]
-    return joints_J, jnp.mean(jnp.linalg.norm(error_5x3, axis=-1))
 
-  return jax.vmap(solve_one)(target_Bx21x3)
+def _everywhere(joints_J, like_F):
+  return jnp.broadcast_to(jnp.asarray(joints_J, like_F.dtype).reshape(-1, *(1,) * like_F.ndim), (len(joints_J), *like_F.shape))

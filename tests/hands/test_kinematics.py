@@ -1,16 +1,18 @@
-"""Forward kinematics against MuJoCo's own, and the Jacobian against automatic differentiation."""
+"""Forward kinematics against MuJoCo's own on every description there is, and the Jacobian against automatic differentiation."""
+
+import xml.etree.ElementTree as ElementTree
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from test_hand import LINKS, urdf_with_keypoints
+from test_hand import LINKS, reference, urdf_with_keypoints
 
 from egoscale_jax import geometry
 from egoscale_jax.hands import hand, keypoints, kinematics
 
-forward, forward_in_wrist = jax.jit(kinematics.keypoints), jax.jit(kinematics.keypoints_in_wrist)
+forward, forward_in_wrist, frames = (jax.jit(f) for f in (kinematics.keypoints, kinematics.keypoints_in_wrist, kinematics.frames))
 
 # A tree the built-in hands do not have: a turned base, joints off their body's origin, three joints on one body, an odd zero.
 CROOKED = """
@@ -58,9 +60,94 @@ def assert_like_mujoco(model, path):
   np.testing.assert_allclose(found, mujoco_keypoints(path, joints_FxJ), atol=1e-6)  # metres: float32 on a hand of 0.2 m; the bar is 1e-5
 
 
-@pytest.mark.parametrize("side", keypoints.SIDES)
-def test_keypoints_equal_mujocos(side):
-  assert_like_mujoco(hand.load("sharpa_wave", side), hand._MODELS / f"sharpa_wave_{side}.xml")
+FILES = (
+  *("allegro/{side}_hand.xml", "allegro_dexurdf/allegro_hand_{side}.urdf", "dex3/dex3_1_{s}.urdf", "inspire/inspire_hand_{side}.urdf"),
+  *("shadow/{side}_hand.xml", "shadow_dexurdf/shadow_hand_{side}.urdf"),
+  *(f"sharpa_wave/{{side}}_sharpa_wave{variant}.{kind}" for variant in ("", "_with_wrist", "_with_flange") for kind in ("urdf", "xml")),
+)
+
+
+def test_the_list_of_files_is_whole(shared):
+  listed = {file.format(side=side, s=side[0]) for file in FILES for side in keypoints.SIDES}
+  there = [path for path in (shared / "hands").glob("*/*") if path.suffix in (".urdf", ".xml") and "<joint" in path.read_text()]
+  assert listed == {str(path.relative_to(shared / "hands")) for path in there}
+
+
+@pytest.fixture(params=[(which, side) for which in (*hand.BUILT_IN, *FILES) for side in keypoints.SIDES], ids="-".join)
+def described(request):
+  """(Hand, its file), for every built-in hand and every file of a maker's."""
+  which, side = request.param
+  if which in hand.BUILT_IN:
+    return hand.load(which, side), hand._MODELS / f"{which}_{side}.xml"
+  path = request.getfixturevalue("shared") / "hands" / which.format(side=side, s=side[0])
+  return hand.load(path, side), path
+
+
+def corners_and_random(model, count):
+  """Both ends of every range at once, then random values within them [F, J]."""
+  return np.concatenate([[model.lower_J, model.upper_J], random_joints(model, count)]).astype(np.float32)
+
+
+def pose_in(data, model, link):
+  """T_base_link, whatever kind of frame has that name."""
+  site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, link)
+  frame = data.site(site) if site >= 0 else data.body(link)
+  return geometry.se3(frame.xmat.reshape(3, 3), frame.xpos)
+
+
+def test_every_keypoint_frame_equals_mujocos(described):
+  """A named keypoint against the site or link of that name, any other as fixed to the link of its joint; in metres and radians."""
+  ours, path = described
+  model = reference(path)
+  data = mujoco.MjData(model)
+  joints_FxJ = corners_and_random(ours, 8)
+  found_FxPx4x4 = np.asarray(frames(ours, jnp.asarray(joints_FxJ)), np.float64)
+  tree_FxN = np.asarray(kinematics.tree_joints(ours, joints_FxJ), np.float64)
+  assert tuple(model.joint(j).name for j in range(model.njnt)) == ours.tree_joint_names
+  links = {p: name for p, name in enumerate(keypoints.NAMES) if ours.present[p] and not ours.how}
+  for i, finger in enumerate(keypoints.FINGERS):
+    kind, _, link = ours.how.get(finger, "").partition(" ")
+    links |= {keypoints.TIPS[i]: link} if kind in ("link", "site") else {}
+  mujoco.mj_kinematics(model, data)  # at qpos0, which is 0 in all these files
+  fixed = {p: model.jnt_bodyid[ours.keypoint_parents[p]] if ours.keypoint_parents[p] >= 0 else 0 for p in np.flatnonzero(ours.present)}
+  zero_Px4x4 = geometry.se3(ours.keypoint_rotation_Px3x3, ours.keypoint_Px3).astype(np.float64)
+  arms = {p: np.linalg.inv(geometry.se3(data.xmat[b].reshape(3, 3), data.xpos[b])) @ zero_Px4x4[p] for p, b in fixed.items()}
+  for found_Px4x4, tree_N in zip(found_FxPx4x4, tree_FxN):
+    data.qpos[:] = tree_N
+    mujoco.mj_kinematics(model, data)
+    for p, body in fixed.items():
+      expected = geometry.se3(data.xmat[body].reshape(3, 3), data.xpos[body]) @ arms[p]
+      expected = [expected] + ([pose_in(data, model, links[p])] if p in links else [])
+      for T in expected:
+        np.testing.assert_allclose(found_Px4x4[p, :3, 3], T[:3, 3], atol=1e-5, err_msg=keypoints.NAMES[p])
+        angle = np.linalg.norm(found_Px4x4[p, :3, :3] - T[:3, :3]) / np.sqrt(2)  # of the turn between them, where it is small
+        assert angle < 1e-5, (keypoints.NAMES[p], angle)
+  assert (found_FxPx4x4[:, ~np.array(ours.present)] == np.eye(4)).all()
+
+
+def test_every_coupling_and_range_is_the_files(described):
+  """Mimic statements, equalities and tendons read from the XML; no joint leaves its range, and no value could reach further."""
+  ours, path = described
+  root, model = ElementTree.parse(path).getroot(), reference(path)
+  values_FxJ = corners_and_random(ours, 20)
+  tree_FxN = np.asarray(kinematics.tree_joints(ours, values_FxJ))
+  joint = {name: tree_FxN[:, n] for n, name in enumerate(ours.tree_joint_names)}
+  rules = [(j.get("name"), m.get("joint"), m.get("multiplier", 1), m.get("offset", 0)) for j in root.iter("joint") for m in j.iter("mimic")]
+  rules += [(e.get("joint1"), e.get("joint2"), *e.get("polycoef").split()[1::-1]) for e in root.iterfind("equality/joint")]
+  for name, followed, ratio, offset in rules:
+    np.testing.assert_allclose(joint[name], float(ratio) * joint[followed] + float(offset), atol=1e-6, err_msg=name)
+  tendons = {t.get("name"): [(j.get("joint"), float(j.get("coef"))) for j in t.iter("joint")] for t in root.iterfind("tendon/fixed")}
+  for name, parts in tendons.items():
+    length_F = values_FxJ[:, ours.joint_names.index(name)]
+    for part, coef in parts:
+      np.testing.assert_allclose(coef * joint[part], length_F / len(parts), atol=1e-6, err_msg=name)
+  assert ours.num_joints == len(ours.parents) - len(rules) - sum(len(parts) - 1 for parts in tendons.values())
+  for name in set(ours.joint_names) - set(tendons):
+    np.testing.assert_array_equal(joint[name], values_FxJ[:, ours.joint_names.index(name)], err_msg=name)
+  slack_FxNx2 = np.stack([tree_FxN - model.jnt_range[:, 0], model.jnt_range[:, 1] - tree_FxN], -1)
+  assert slack_FxNx2.min() > -1e-6
+  tightest_Fx2xJ = np.array([[slack_FxNx2[f][np.array(ours.source) == j].min() for j in range(ours.num_joints)] for f in range(2)])
+  np.testing.assert_allclose(tightest_Fx2xJ, 0, atol=1e-4)  # the tendons' motors stop 1e-4 short
 
 
 def test_keypoints_equal_mujocos_on_a_crooked_tree(crooked):
@@ -95,10 +182,11 @@ def test_built_in_moves_as_the_makers_urdf(shared, tmp_path, side):
   [
     ("sharpa_wave", kinematics.keypoints_and_jacobian_in_wrist, kinematics.keypoints_in_wrist),
     ("crooked", kinematics.keypoints_and_jacobian, kinematics.keypoints),
+    ("inspire", kinematics.keypoints_and_jacobian, kinematics.keypoints),
   ],
 )
 def test_jacobian_equals_automatic_differentiation(crooked, which, both, alone):
-  model = hand.load(crooked if which == "crooked" else which, "left")
+  model = hand.load(crooked if which == "crooked" else which, "left")  # twelve joints move with the six values of inspire
   with jax.enable_x64(True):
     joints_FxJ = jnp.asarray(random_joints(model, 5), jnp.float64)
     points, jacobian = jax.jit(both)(model, joints_FxJ)
