@@ -34,7 +34,7 @@ class Weights:
   rest: float = 0.001  # metres a radian, to the rest pose: decides only what nothing else does
   velocity: float = 0.0  # metres a rad/s; the three in time apply to trajectories
   acceleration: float = 0.0  # metres a rad/s^2
-  jerk: float = 4e-5  # metres a rad/s^3: keeps the joints smooth; 4e-5 holds webcam tracking below a mean of 100 rad/s^3
+  jerk: float = 3.7e-5  # metres a rad/s^3: keeps the joints smooth; this holds webcam tracking below a mean of 100 rad/s^3
   jerk_soft: float = 10.0  # rad/s^3: beyond it the cost is linear, so a few quick moves are paid for and noise is not
 
 

@@ -18,9 +18,9 @@ from egoscale_jax.hands import alignment, costs, solver
 from egoscale_jax.hands.costs import Weights
 
 DEFAULT = Weights()
-WINDOW, OVERLAP = 384, 48  # frames; windows are blended over the overlap, which is many times as long as smoothness reaches
+WINDOW, OVERLAP = 352, 32  # frames; windows are blended over the overlap, which is many times as long as smoothness reaches
 KNOT = 2  # frames between the spline's knots: 4 loses the pinches of a webcam recording, 1 costs twice the time for 0.1 mm
-FRAME_ITERATIONS, ITERATIONS = 8, 7
+FRAME_ITERATIONS, ITERATIONS = 7, 3
 MAX_GAP_S = 0.5  # missing keypoints are bridged by smoothness for so long
 ALONE = 1024  # frames a call of retarget_frames
 ALONE_ITERATIONS = 30
@@ -97,13 +97,17 @@ def follow_frames(source, weights=DEFAULT) -> Retargeted:
 def solve_windows(hand, weights, target_Px3xBxF, seen_PxBxF, scale, rate_hz):
   """Trajectories on the robot's scale, in its base frame: [21, 3, B, F], seen [21, B, F] -> (joints [J, B, F], tip error [B, F] in metres).
 
-  The start is every second frame solved on its own.
+  The start: every second frame on its own, without the pinches, from keypoints and to joints that a short filter calms.
   """
   rest_J = rest_pose(hand)
-  at_knots = costs.aims(hand, weights, target_Px3xBxF[..., ::KNOT], seen_PxBxF[..., ::KNOT], scale)
-  start, _ = solver.frames(hand, weights, at_knots, rest_J, _everywhere(rest_J, target_Px3xBxF[0, 0, :, ::KNOT]), FRAME_ITERATIONS)
+  calm = _calmed(target_Px3xBxF, 1)[..., ::KNOT]
+  at_knots = costs.aims(hand, dataclasses.replace(weights, pinch=0.0), calm, seen_PxBxF[..., ::KNOT], scale)
+  start, _ = solver.frames(
+    hand, dataclasses.replace(weights, pinch=0.0), at_knots, rest_J, _everywhere(rest_J, calm[0, 0]), FRAME_ITERATIONS
+  )
   aims = costs.aims(hand, weights, target_Px3xBxF, seen_PxBxF, scale)
-  joints, _ = solver.trajectories(hand, weights, aims, rest_J, jnp.repeat(start, KNOT, axis=-1), rate_hz, KNOT, ITERATIONS)
+  start = jnp.repeat(_calmed(start, 2), KNOT, axis=-1)
+  joints, _ = solver.trajectories(hand, weights, aims, rest_J, start, rate_hz, KNOT, ITERATIONS)
   return joints, costs.tip_error(hand, joints, target_Px3xBxF, seen_PxBxF)
 
 
@@ -181,6 +185,14 @@ def _short_gaps(valid_F, limit):
     if stop - start <= limit and start > 0 and stop < len(valid_F):
       bridged_F[start:stop] = True
   return bridged_F
+
+
+def _calmed(frames_F, times):
+  """[..., F], each frame with a quarter of each neighbour, so many times."""
+  for _ in range(times):
+    padded = jnp.pad(frames_F, [(0, 0)] * (frames_F.ndim - 1) + [(1, 1)], mode="edge")
+    frames_F = 0.25 * (padded[..., :-2] + 2.0 * padded[..., 1:-1] + padded[..., 2:])
+  return frames_F
 
 
 def _everywhere(joints_J, like_F):

@@ -15,7 +15,7 @@ import numpy as np
 
 from egoscale_jax.hands import banded, costs, sparse, spline, vectors
 
-_DAMPING = 1e-2  # of the matrix' diagonal, at the start
+_DAMPING = 1e-3  # of the matrix' diagonal, at the start
 _DAMPING_MIN, _DAMPING_MAX = 1e-6, 1e6
 _EASE, _HARDEN = 0.2, 5.0  # after a step that lowered the cost, and after one that did not
 
@@ -67,8 +67,13 @@ def trajectories(hand, weights, aims, rest_J, start_JxBxF, rate_hz, knot, iterat
   start = jnp.clip(spline.fit(start_JxBxF, knot), lower, upper)
   like = jnp.zeros(start_JxBxF.shape[1:], start.dtype)
   nothing = start, like[:, 0] + jnp.inf, jnp.zeros_like(start), jnp.zeros((len(pattern), *like.shape), like.dtype)
-  _, (coefficients, cost, _, _), _ = jax.lax.fori_loop(0, iterations + 1, iterate, (start, nothing, like[:, 0] + _DAMPING / _EASE))
-  return jnp.clip(spline.evaluate(coefficients, knot), lower, upper), cost  # clipped once more: a sum of weights may round above one
+  trial, (coefficients, cost, _, _), _ = jax.lax.fori_loop(0, iterations, iterate, (start, nothing, like[:, 0] + _DAMPING / _EASE))
+  trial_cost = jnp.sum(costs.cost(hand, weights, aims, rest_J, list(spline.evaluate(trial, knot))), axis=-1)
+  trial_cost = trial_cost + _smoothness(weights, trial, rate_hz, knot)[0]
+  coefficients = jnp.where((trial_cost < cost)[None, :, None], trial, coefficients)
+  return jnp.clip(spline.evaluate(coefficients, knot), lower, upper), jnp.minimum(
+    trial_cost, cost
+  )  # clipped once more: a sum of weights may round above one
 
 
 def _normal_equations(hand, weights, pattern, aims, rest_J, joints_JxF):

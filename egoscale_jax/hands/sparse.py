@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from egoscale_jax.hands import vectors
 
-_STORE = 6  # pivots between stores: fewer are recomputed too often, more are written too often
+_STORE = 6  # pivots: more are recomputed too often, fewer are written too often
 
 
 def solve(matrix, right):
@@ -19,14 +19,17 @@ def solve(matrix, right):
     entry[tuple(sorted((i, j), key=order.index, reverse=True))] = value  # first index: eliminated later
   below, inverse = {}, {}
   right = dict(enumerate(right))
+  depth = dict.fromkeys(order, 0)  # pivots that an entry's row has gone through since they were stored
   for n, k in enumerate(order):
     below[k] = [i for i in order[n + 1 :] if (i, k) in entry]
-    if n % _STORE == 0:
+    if depth[k] >= _STORE:
       entry, right, inverse = vectors.stored(lambda *a: a, entry, right, inverse)
+      depth = dict.fromkeys(depth, 0)
     inverse[k] = 1.0 / entry[k, k]
     for i in below[k]:
       factor = entry[i, k] * inverse[k]
       right[i] = right[i] - factor * right[k]
+      depth[i] = max(depth[i], depth[k] + 1)
       for j in below[k]:
         if order.index(j) <= order.index(i):
           update = factor * entry[j, k]
