@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 
 import jax
+import numpy as np
 
 from egoscale_jax.hands import alignment, costs, description, hand, keypoints, retarget
 
@@ -41,8 +42,13 @@ def tips(spec):
   return Solver(spec, lambda source: retarget.follow_frames(source, costs.TIPS_ONLY))
 
 
-def smoother(jerk):
-  return lambda spec: Solver(spec, lambda source: retarget.follow(source, dataclasses.replace(retarget.DEFAULT, jerk=jerk)))
+def varied(**weights):
+  return lambda spec: Solver(
+    spec, lambda source: retarget.follow(source, dataclasses.replace(retarget.DEFAULT, **weights), max_jerk=np.inf)
+  )
 
 
-jerk_1, jerk_2, jerk_8, jerk_16 = (smoother(jerk) for jerk in (1e-5, 2e-5, 8e-5, 16e-5))
+# The trade of error against jerk, and the ablation: what each cost does.
+jerk_1, jerk_2, jerk_6, jerk_12 = (varied(jerk=jerk) for jerk in (1e-5, 2e-5, 6e-5, 12e-5))
+quadratic = varied(jerk=5e-6, jerk_soft=np.inf)
+no_pinch, no_bone, hard_tip, knuckle = varied(pinch=0.0), varied(bone=0.0, direction=0.0), varied(tip_soft_m=np.inf), varied(knuckle=0.3)

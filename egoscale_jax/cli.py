@@ -37,6 +37,15 @@ def prepare(arguments):
   print("\n".join(summary.lines()))
 
 
+def retarget(arguments):
+  from egoscale_jax.hands import files
+
+  told = files.run(
+    arguments.hand, arguments.side, arguments.keypoints, arguments.output, arguments.fingers, arguments.scale, arguments.rate
+  )
+  print(f"wrote {arguments.output}\n{told}")
+
+
 def train(arguments):
   from egoscale_jax import config
   from egoscale_jax.train import main
@@ -64,9 +73,16 @@ def evaluate(arguments):
 
 
 def view(arguments):
-  from egoscale_jax.view import video
+  if pathlib.Path(arguments.input).suffix == ".npz":
+    from egoscale_jax.view import hands
 
-  video.view(arguments.input, arguments.output, arguments.episode, arguments.workdir)
+    if arguments.workdir:
+      raise UserError(f"--workdir={arguments.workdir}: a policy has no part in {arguments.input}")
+    hands.view(arguments.input, arguments.output)
+  else:
+    from egoscale_jax.view import video
+
+    video.view(arguments.input, arguments.output, arguments.episode, arguments.workdir)
   print(f"wrote {arguments.output}")
 
 
@@ -113,6 +129,21 @@ def _parser():
   sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
   sub.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="share of the scenes held out (default 0.1)")
 
+  sub = verb(
+    retarget,
+    "Human hand keypoints to the joints of a robot hand.",
+    "egoscale retarget --hand=sharpa_wave --side=right --keypoints=keypoints.npy --output=joints.npz",
+  )
+  sub.add_argument("--hand", default="sharpa_wave", metavar="NAME|FILE", help="a built-in hand, or a .urdf or .xml (default sharpa_wave)")
+  sub.add_argument("--side", required=True, choices=("left", "right"), help="of the human and of the robot hand")
+  sub.add_argument(
+    "--keypoints", required=True, metavar="FILE", help=".npy [frames, 21, 3] in metres; .npz: `keypoints` and, if any, `confidence`"
+  )
+  sub.add_argument("--output", required=True, metavar="FILE", help="the .npz to write; `egoscale view` draws it")
+  sub.add_argument("--fingers", metavar="thumb:LINK,…", help="the links or sites of the fingertips, if the hand's file does not tell")
+  sub.add_argument("--scale", type=float, metavar="X", help="robot's size over the human's (default: from the keypoints)")
+  sub.add_argument("--rate", type=float, default=30.0, metavar="HZ", help="frames a second (default 30)")
+
   config_help = "a config, then its overrides: --config=configs/X.py[:debug] --config.key=value ..."
   sub = verb(
     train,
@@ -132,10 +163,10 @@ def _parser():
 
   sub = verb(
     view,
-    "Frames with projected keypoints; with --workdir the true and the predicted chunks too.",
+    "Frames with projected keypoints; with --workdir the true and the predicted chunks too; human and robot hand of a result.",
     "egoscale view --input=shards --output=hands.mp4",
   )
-  sub.add_argument("--input", required=True, metavar="PATH", help="a shards folder, or a recording's .hdf5")
+  sub.add_argument("--input", required=True, metavar="PATH", help="a shards folder, a recording's .hdf5, or an .npz of retarget")
   sub.add_argument("--output", required=True, metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
   sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a shards folder (default 0)")
   sub.add_argument("--workdir", metavar="DIR", help="a work directory of `egoscale train`")

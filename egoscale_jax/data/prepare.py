@@ -155,7 +155,7 @@ def _check_and_label(recording, episode: schema.Episode | UserError, hands):
   if any(finding.severity == "rejected" for finding in findings):
     return manifest.entry(recording, episode, findings=findings), None
   try:
-    result, more = labels.label(episode, hands, valid_Fx2, retarget.retarget)
+    result, more = labels.label(episode, hands, valid_Fx2, functools.partial(retarget.retarget, rate_hz=episode.rate_hz))
   except UserError as error:
     return manifest.entry(recording, episode, findings=findings, error=f"{recording.files[0]}: {error}"), None
   findings += more + doctor.check_valid(result.valid_Fx2, episode.rate_hz)

@@ -28,6 +28,8 @@ class Human:
     sample = self._human(slice(None, None, max(1, shape[0] // _SAMPLE)))
     _check_unit(sample)
     self.scale = _scale(sample, hand) if scale is None else float(scale)
+    if np.isnan(self.scale) and len(sample) < shape[0]:  # a hand that is seen so rarely that the sample missed it
+      self.scale = _scale(self._human(slice(None)), hand)
 
   def __len__(self):
     return len(self._keypoints)

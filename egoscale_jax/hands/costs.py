@@ -22,7 +22,7 @@ class Weights:
   """Each weight multiplies a residual before it is squared; a cost of weight 0 is not computed. Ablation: docs/retargeting.md."""
 
   tip: float = 1.0  # fingertips from the wrist: what touches objects; the others are read against this one
-  tip_soft_m: float = 0.02  # beyond this error a tip pulls with constant force: out of reach, it must not drag the others along
+  tip_soft_m: float = 0.05  # beyond this error a tip pulls with constant force: out of reach, it must not drag the others along
   knuckle: float = 0.0  # middle knuckles from the wrist: off, as a robot's bones are not the human's (docs/retargeting.md)
   pinch: float = 3.0  # thumb tip to another tip as they close: a grasp that closes on the human's hand closes on the robot's
   pinch_near_m: float = 0.03  # between the human's tips: at this distance the pinch weight is half of its full value

@@ -21,6 +21,7 @@ DEFAULT = Weights()
 WINDOW, OVERLAP = 352, 32  # frames; windows are blended over the overlap, which is many times as long as smoothness reaches
 KNOT = 2  # frames between the spline's knots: 4 loses the pinches of a webcam recording, 1 costs twice the time for 0.1 mm
 FRAME_ITERATIONS, ITERATIONS = 7, 3
+MAX_JERK, _SMOOTHER = 100.0, 2  # rad/s^3, mean; solved again at most so many times
 MAX_GAP_S = 0.5  # missing keypoints are bridged by smoothness for so long
 ALONE = 1024  # frames a call of retarget_frames
 ALONE_ITERATIONS = 30
@@ -49,15 +50,17 @@ def retarget(
   scale=None,
   rate_hz=30.0,
   max_gap_s=MAX_GAP_S,
+  max_jerk=MAX_JERK,
   out=None,
 ) -> Retargeted:
   """Keypoints of one human hand [F, 21, 3] in metres, in any frame of reference (may move), NaN where missing (or of low confidence).
 
-  scale: robot's size over the human's, estimated from the keypoints where None. out: (joints [F, J], residual [F]) float32 zeros to write
-  into, as memory maps for a recording that does not fit.
+  scale: robot's size over the human's, estimated from the keypoints where None. max_jerk: the mean of |jerk| in rad/s^3 that a quick
+  person, a noisy tracker or a hand of few joints may reach; beyond it the recording is solved again with more smoothing, at most twice.
+  out: (joints [F, J], residual [F]) float32 to write into, as memory maps for a recording that does not fit.
   """
   source = alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale)
-  return follow(source, weights, rate_hz=rate_hz, max_gap_s=max_gap_s, out=out)
+  return follow(source, weights, rate_hz=rate_hz, max_gap_s=max_gap_s, max_jerk=max_jerk, out=out)
 
 
 def retarget_frames(keypoints_Fx21x3, hand, side, weights=DEFAULT, *, confidence_Fx21=None, min_confidence=0.5, scale=None) -> Retargeted:
@@ -65,16 +68,18 @@ def retarget_frames(keypoints_Fx21x3, hand, side, weights=DEFAULT, *, confidence
   return follow_frames(alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale), weights)
 
 
-def follow(source, weights=DEFAULT, *, rate_hz=30.0, max_gap_s=MAX_GAP_S, out=None) -> Retargeted:
+def follow(source, weights=DEFAULT, *, rate_hz=30.0, max_gap_s=MAX_GAP_S, max_jerk=MAX_JERK, out=None) -> Retargeted:
   """`retarget` of an alignment.Human or alignment.Targets."""
   hand, frames = source.hand, len(source)
   joints_FxJ, residual_m_F = out or (np.zeros((frames, hand.num_joints), np.float32), np.zeros(frames, np.float32))
   valid_F = np.zeros(frames, bool)
-  solve = functools.partial(_solve_window, source, weights, float(rate_hz))
-  for start, stop, share_F, joints, residual, valid in _in_order(solve, windows(frames)):
-    joints_FxJ[start:stop] += share_F[:, None] * joints
-    residual_m_F[start:stop] += share_F * residual
-    valid_F[start:stop] = valid
+  smooth = 1.0
+  for attempt in range(1 + _SMOOTHER):
+    _solve(source, weights, float(rate_hz), smooth, joints_FxJ, residual_m_F, valid_F)
+    jerk = _mean_jerk(joints_FxJ, valid_F, rate_hz)
+    if not jerk > max_jerk or attempt == _SMOOTHER:
+      break
+    smooth *= (1.04 * jerk / max_jerk) ** 2  # the mean falls with about the root of the weight
   bridged_F = _short_gaps(valid_F, round(max_gap_s * rate_hz))
   joints_FxJ[~(valid_F | bridged_F)] = np.nan
   residual_m_F[~valid_F] = np.nan
@@ -94,7 +99,7 @@ def follow_frames(source, weights=DEFAULT) -> Retargeted:
 
 
 @functools.partial(jax.jit, static_argnames=("hand", "weights", "rate_hz"))
-def solve_windows(hand, weights, target_Px3xBxF, seen_PxBxF, scale, rate_hz):
+def solve_windows(hand, weights, target_Px3xBxF, seen_PxBxF, scale, rate_hz, smooth=1.0):
   """Trajectories on the robot's scale, in its base frame: [21, 3, B, F], seen [21, B, F] -> (joints [J, B, F], tip error [B, F] in metres).
 
   The start: every second frame on its own, without the pinches, from keypoints and to joints that a short filter calms.
@@ -107,7 +112,7 @@ def solve_windows(hand, weights, target_Px3xBxF, seen_PxBxF, scale, rate_hz):
   )
   aims = costs.aims(hand, weights, target_Px3xBxF, seen_PxBxF, scale)
   start = jnp.repeat(_calmed(start, 2), KNOT, axis=-1)
-  joints, _ = solver.trajectories(hand, weights, aims, rest_J, start, rate_hz, KNOT, ITERATIONS)
+  joints, _ = solver.trajectories(hand, weights, aims, rest_J, start, rate_hz, KNOT, ITERATIONS, smooth)
   return joints, costs.tip_error(hand, joints, target_Px3xBxF, seen_PxBxF)
 
 
@@ -147,13 +152,34 @@ def windows(frames):
     start = stop - OVERLAP
 
 
-def _solve_window(source, weights, rate_hz, window):
+def _solve(source, weights, rate_hz, smooth, joints_FxJ, residual_m_F, valid_F):
+  """Fills the three arrays."""
+  joints_FxJ[:], residual_m_F[:] = 0.0, 0.0
+  solve = functools.partial(_solve_window, source, weights, rate_hz, np.float32(smooth))
+  for start, stop, share_F, joints, residual, valid in _in_order(solve, windows(len(source))):
+    joints_FxJ[start:stop] += share_F[:, None] * joints
+    residual_m_F[start:stop] += share_F * residual
+    valid_F[start:stop] = valid
+
+
+def _mean_jerk(joints_FxJ, valid_F, rate_hz):
+  """Mean |third difference| over the stretches where all four frames are valid; 0 where there is none. Reads a piece at a time."""
+  total, count = 0.0, 0
+  for start in range(0, max(len(joints_FxJ) - 3, 0), 10 * WINDOW):
+    jerk_FxJ = np.abs(np.diff(joints_FxJ[start : start + 10 * WINDOW + 3].astype(np.float64), n=3, axis=0)) * rate_hz**3
+    valid = valid_F[start : start + 10 * WINDOW + 3]
+    jerk_FxJ = jerk_FxJ[valid[:-3] & valid[1:-2] & valid[2:-1] & valid[3:]]
+    total, count = total + jerk_FxJ.sum(), count + jerk_FxJ.size
+  return total / count if count else 0.0
+
+
+def _solve_window(source, weights, rate_hz, smooth, window):
   start, stop, share_F = window
   target, seen, valid_F = source.read(start, stop, WINDOW)
   if not valid_F.any():  # nothing to solve for, and no size to scale by where that holds everywhere
     empty = np.zeros((stop - start, source.hand.num_joints), np.float32)
     return start, stop, share_F, empty, empty[:, 0], valid_F
-  joints, residual = solve_windows(source.hand, weights, target[:, :, None], seen[:, None], np.float32(source.scale), rate_hz)
+  joints, residual = solve_windows(source.hand, weights, target[:, :, None], seen[:, None], np.float32(source.scale), rate_hz, smooth)
   return start, stop, share_F, np.asarray(joints)[:, 0, : stop - start].T, np.asarray(residual)[0, : stop - start], valid_F
 
 

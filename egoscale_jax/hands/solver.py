@@ -43,8 +43,11 @@ def frames(hand, weights, aims, rest_J, start_JxF, iterations):
   return joints, cost
 
 
-def trajectories(hand, weights, aims, rest_J, start_JxBxF, rate_hz, knot, iterations):
-  """All frames of a trajectory at once, as a spline with a knot every `knot` frames. -> (joints [J, B, F], cost [B])."""
+def trajectories(hand, weights, aims, rest_J, start_JxBxF, rate_hz, knot, iterations, smooth=1.0):
+  """All frames of a trajectory at once, as a spline with a knot every `knot` frames. -> (joints [J, B, F], cost [B]).
+
+  smooth multiplies the weight of the jerk, and need not be known when the program is compiled.
+  """
   lower, upper = _columns(hand.lower_J, start_JxBxF), _columns(hand.upper_J, start_JxBxF)
   pattern = costs.pattern(hand, weights)
   banded_step = jax.vmap(functools.partial(_banded_step, pattern), in_axes=(2, 2, 1, 1, 0), out_axes=1)
@@ -52,13 +55,13 @@ def trajectories(hand, weights, aims, rest_J, start_JxBxF, rate_hz, knot, iterat
   def iterate(_, state):
     trial, best, damping = state
     data_cost, data_gradient, entries = _normal_equations(hand, weights, pattern, aims, rest_J, spline.evaluate(trial, knot))
-    smooth_cost, _, _ = _smoothness(weights, trial, rate_hz, knot)
+    smooth_cost, _, _ = _smoothness(weights, trial, rate_hz, knot, smooth)
     found = trial, jnp.sum(data_cost, axis=-1) + smooth_cost, spline.gather(data_gradient, knot), entries
     better = found[1] < best[1]
     damping = jnp.clip(damping * jnp.where(better, _EASE, _HARDEN), _DAMPING_MIN, _DAMPING_MAX)
     best = tuple(jnp.where(better if new.ndim == 1 else better[None, :, None], new, old) for new, old in zip(found, best))
     coefficients, _, gradient, entries = best
-    _, smooth_gradient, smooth_lags = _smoothness(weights, coefficients, rate_hz, knot)
+    _, smooth_gradient, smooth_lags = _smoothness(weights, coefficients, rate_hz, knot, smooth)
     gradient = gradient + smooth_gradient
     frozen = _frozen(coefficients, gradient, lower, upper)
     step = banded_step(spline.gather_pairs(entries, knot), smooth_lags, gradient, frozen, damping)
@@ -69,11 +72,10 @@ def trajectories(hand, weights, aims, rest_J, start_JxBxF, rate_hz, knot, iterat
   nothing = start, like[:, 0] + jnp.inf, jnp.zeros_like(start), jnp.zeros((len(pattern), *like.shape), like.dtype)
   trial, (coefficients, cost, _, _), _ = jax.lax.fori_loop(0, iterations, iterate, (start, nothing, like[:, 0] + _DAMPING / _EASE))
   trial_cost = jnp.sum(costs.cost(hand, weights, aims, rest_J, list(spline.evaluate(trial, knot))), axis=-1)
-  trial_cost = trial_cost + _smoothness(weights, trial, rate_hz, knot)[0]
+  trial_cost = trial_cost + _smoothness(weights, trial, rate_hz, knot, smooth)[0]
   coefficients = jnp.where((trial_cost < cost)[None, :, None], trial, coefficients)
-  return jnp.clip(spline.evaluate(coefficients, knot), lower, upper), jnp.minimum(
-    trial_cost, cost
-  )  # clipped once more: a sum of weights may round above one
+  joints = jnp.clip(spline.evaluate(coefficients, knot), lower, upper)  # clipped once more: a sum of weights may round above one
+  return joints, jnp.minimum(trial_cost, cost)
 
 
 def _normal_equations(hand, weights, pattern, aims, rest_J, joints_JxF):
@@ -86,7 +88,7 @@ def _normal_equations(hand, weights, pattern, aims, rest_J, joints_JxF):
   return vectors.stored(stacked, aims, joints_JxF)
 
 
-def _smoothness(weights, coefficients_JxBxK, rate_hz, knot):
+def _smoothness(weights, coefficients_JxBxK, rate_hz, knot, smooth):
   """Costs in time, a frame each: (cost [B], gradient [J, B, K], lags [4, J, B, K] of the matrix, which has no entries between joints)."""
   cost, gradient, lags = 0.0, jnp.zeros_like(coefficients_JxBxK), [jnp.zeros_like(coefficients_JxBxK) for _ in range(4)]
   for order, weight, limit in ((1, weights.velocity, np.inf), (2, weights.acceleration, np.inf), (3, weights.jerk, weights.jerk_soft)):
@@ -96,7 +98,7 @@ def _smoothness(weights, coefficients_JxBxK, rate_hz, knot):
     spans = coefficients_JxBxK.shape[-1] - order
     derivative = sum(s * coefficients_JxBxK[..., i : i + spans] for i, s in enumerate(stencil))
     loss, softened = costs.soft(derivative * derivative, limit)
-    scale = knot * weight**2
+    scale = knot * (weight * (smooth if order == 3 else 1.0)) ** 2
     cost = cost + scale * jnp.sum(loss, axis=(0, 2))
     pull = scale * softened
     for i, s in enumerate(stencil):

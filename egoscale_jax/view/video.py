@@ -1,15 +1,11 @@
 """`egoscale view`: an episode as a video or a sheet of frames, keypoints drawn, chunks too when a work directory is given."""
 
-import pathlib
-
-import av
 import numpy as np
 
-from egoscale_jax import progress
-from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 from egoscale_jax.policy import Policy
 from egoscale_jax.view import draw, episodes
+from egoscale_jax.view import output as output_lib
 
 SHEET_FRAMES = 12
 
@@ -33,37 +29,9 @@ def annotate(footage, index, predictor=None):
   return canvas.image
 
 
-def write_mp4(path, images, rate_hz, bar):
-  """PIL images of one size -> H.264; `bar` counts them."""
-  with av.open(str(path), "w") as container:
-    stream = None
-    for image in images:
-      if stream is None:
-        stream = container.add_stream("libx264", rate=round(rate_hz), options={"crf": "20"})
-        stream.width, stream.height, stream.pix_fmt = image.width // 2 * 2, image.height // 2 * 2, "yuv420p"
-      frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
-      container.mux(stream.encode(frame))
-      bar.update()
-    container.mux(stream.encode(None))
-
-
 def view(source, output, episode=0, workdir=None):
   """Draws one episode of `source` to `output` (.mp4 or .png)."""
-  output = pathlib.Path(output)
-  if output.suffix not in (".mp4", ".png"):
-    raise UserError(f"--output={output}: found the ending {output.suffix!r}, expected .mp4 or .png")
+  output = output_lib.checked(output)
   footage = episodes.open_footage(source, episode)
   predictor = episodes.Predictor(Policy(workdir)) if workdir else None
-  count = len(footage.jpeg_F)
-  partial = output.with_name(f"{output.stem}.partial{output.suffix}")
-  try:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".png":
-      chosen = np.unique(np.linspace(0, count - 1, SHEET_FRAMES).round().astype(int))
-      draw.sheet([annotate(footage, int(i), predictor) for i in chosen], columns=4).save(partial)
-    else:
-      with progress.bar(count, "view", "frame") as bar:
-        write_mp4(partial, (annotate(footage, i, predictor) for i in range(count)), footage.rate_hz, bar)
-    partial.replace(output)
-  except OSError as error:
-    raise UserError(f"--output={output}: cannot be written: {error.strerror or error}") from error
+  output_lib.write(output, lambda index: annotate(footage, index, predictor), len(footage.jpeg_F), footage.rate_hz, SHEET_FRAMES, 4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import recordings
 
-from egoscale_jax.data import builder, manifest, prepare, schema, statistics, workers
+from egoscale_jax.data import builder, doctor, manifest, prepare, schema, statistics, workers
 from egoscale_jax.data.sources import egodex
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand, retarget
@@ -104,18 +104,21 @@ def test_manifest_tells_what_is_in_the_shards(prepared):
 def test_labels_in_the_shards_are_the_retargeted_keypoints(prepared, folder):
   """Nothing on the way from the file to the shard moves a frame or swaps a hand; and no zero where NaN was."""
   episode = egodex.read(schema.Recording("good/gap", (f"{folder}/good/gap.hdf5", f"{folder}/good/gap.mp4")), 90)
+  valid_Fx2, _ = doctor.check(episode)
+  points_Fx2xPx3 = np.where(valid_Fx2[..., None, None], episode.keypoints_Fx2xPx3, np.nan)
+  expected = [
+    retarget.retarget(points_Fx2xPx3[:, i], hand.load(HAND, side), side, rate_hz=episode.rate_hz)
+    for i, side in enumerate(("left", "right"))
+  ]
   records = [r for split in prepared.manifest["totals"]["clips"] for r in all_records(prepared.output_dir, split)]
   for record in [r for r in records if r["episode"] == "egodex/good/gap"]:
     start, length = record["start"], len(record["jpeg"])
     np.testing.assert_array_equal(record["keypoints"], episode.keypoints_Fx2xPx3[start : start + length])
     assert tuple(record["jpeg"]) == episode.jpeg_F[start : start + length]
-    for i, side in enumerate(("left", "right")):
-      points = episode.keypoints_Fx2xPx3[start : start + len(record["joints"]), i]
-      result = retarget.retarget(points, hand.load(HAND, side), side)
+    for i, result in enumerate(expected):
       valid = record["valid"][:, i]
-      np.testing.assert_array_equal(valid, result.valid_F)
-      # Not bit-exact: the scale of the hand is a median over the frames given, here a part of the episode.
-      np.testing.assert_allclose(record["joints"][valid, i], result.joints_FxJ[valid], atol=1e-3)
+      np.testing.assert_array_equal(valid, result.valid_F[start : start + length])
+      np.testing.assert_allclose(record["joints"][valid, i], result.joints_FxJ[start : start + length][valid], atol=1e-6)
       for name in ("joints", "T_world_wrist", "residual_m"):
         assert np.isnan(record[name][~valid, i]).all()
 
