@@ -75,26 +75,23 @@ def chain_length(points_Px3, present=(True,) * 21):
 def _padded(hand, target_Fx21x3, length):
   """-> target [21, 3, length], seen [21, length], valid [F]: every keypoint of the hand is there. float32.
 
-  Missing keypoints, and frames past the end, repeat the nearest frame's and are not seen.
+  Missing keypoints are filled in from the frames around, and frames past the end repeat the last: neither is seen.
   """
   seen_Fx21 = np.isfinite(target_Fx21x3).all(-1)
-  filled = np.stack([_nearest(target_Fx21x3[:, p], seen_Fx21[:, p], hand.keypoint_Px3[p]) for p in range(21)], axis=1)
+  filled = np.stack([_filled(target_Fx21x3[:, p], seen_Fx21[:, p], hand.keypoint_Px3[p]) for p in range(21)], axis=1)
   pad = ((0, length - len(filled)), (0, 0), (0, 0))
   target_Px3xF = np.pad(filled, pad, mode="edge").transpose(1, 2, 0).astype(np.float32)
   return target_Px3xF, np.pad(seen_Fx21, pad[:2]).T.astype(np.float32), seen_Fx21[:, np.flatnonzero(hand.present)].all(-1)
 
 
-def _nearest(points_Fx3, seen_F, otherwise_3):
-  """Each missing place filled with that of the nearest frame: a start for the solver, which does not weigh it."""
+def _filled(points_Fx3, seen_F, otherwise_3):
+  """Each missing place on the line between those of the frames around it: a start for the solver, which does not weigh it."""
   if seen_F.all():
     return points_Fx3
   at = np.flatnonzero(seen_F)
   if not len(at):
     return np.broadcast_to(otherwise_3, points_Fx3.shape)
-  after = np.clip(np.searchsorted(at, np.arange(len(seen_F))), 0, len(at) - 1)
-  before = np.maximum(after - 1, 0)
-  frame = np.arange(len(seen_F))
-  return points_Fx3[np.where(np.abs(at[after] - frame) < np.abs(frame - at[before]), at[after], at[before])]
+  return np.stack([np.interp(np.arange(len(seen_F)), at, points_Fx3[at, axis]) for axis in range(3)], axis=-1)
 
 
 def _check_unit(keypoints_Fx21x3):

@@ -22,19 +22,20 @@ class Weights:
   """Each weight multiplies a residual before it is squared; a cost of weight 0 is not computed. Ablation: docs/retargeting.md."""
 
   tip: float = 1.0  # fingertips from the wrist: what touches objects; the others are read against this one
-  tip_soft_m: float = 0.05  # beyond this error a tip pulls with constant force: out of reach, it must not drag the others along
+  tip_soft_m: float = 0.01  # beyond this error a tip pulls with constant force: out of reach, it must not drag the others along
   knuckle: float = 0.0  # middle knuckles from the wrist: off, as a robot's bones are not the human's (docs/retargeting.md)
   pinch: float = 3.0  # thumb tip to another tip as they close: a grasp that closes on the human's hand closes on the robot's
-  pinch_near_m: float = 0.03  # between the human's tips: at this distance the pinch weight is half of its full value
-  pinch_width_m: float = 0.004  # how softly it fades around that distance: a hard edge would make the joints jump
+  pinch_near_m: float = 0.025  # between the human's tips: at this distance the pinch weight is half of its full value
+  pinch_width_m: float = 0.003  # how softly it fades around that distance: a hard edge would make the joints jump
   touch_m: float = 0.02  # the human's tips are taken to touch below this (keypoints lie inside the finger), and so must the robot's
-  open_m: float = 0.03  # from here on the robot's tips keep the human's distance
-  bone: float = 0.02  # direction of each finger bone, as a vector of the robot's length: how a finger bends where its tip leaves that open
-  direction: float = 0.02  # the same of the last bone: where the pad of the finger looks
+  open_m: float = 0.026  # from here on the robot's tips keep the human's distance
+  pinch_scale: float = 1.5  # a robot more than this many times the human's size does not pinch: its tips would leave their places too far
+  bone: float = 0.0  # direction of each finger bone, as a vector of the robot's length: off, as tips and `direction` leave nothing open
+  direction: float = 0.02  # of the last bone alone: where the pad of the finger looks
   rest: float = 0.001  # metres a radian, to the rest pose: decides only what nothing else does
   velocity: float = 0.0  # metres a rad/s; the three in time apply to trajectories
   acceleration: float = 0.0  # metres a rad/s^2
-  jerk: float = 3.7e-5  # metres a rad/s^3: keeps the joints smooth; this holds webcam tracking below a mean of 100 rad/s^3
+  jerk: float = 2.4e-5  # metres a rad/s^3: keeps the joints smooth; this holds a glove's recording below a mean of 100 rad/s^3
   jerk_soft: float = 10.0  # rad/s^3: beyond it the cost is linear, so a few quick moves are paid for and noise is not
 
 
@@ -81,7 +82,7 @@ def aims(hand, weights, target_Px3, seen_P, scale) -> Aims:
       weight = weight * seen_P[row.start]
     if row.cost == "pinch":
       gap_m = vectors.length(wanted) / scale
-      weight = weight * jax.nn.sigmoid((weights.pinch_near_m - gap_m) / weights.pinch_width_m) ** 2
+      weight = weight * jax.nn.sigmoid((weights.pinch_near_m - gap_m) / weights.pinch_width_m) ** 2 * (scale <= weights.pinch_scale)
       wanted = vectors.scale(_smooth_step((gap_m - weights.touch_m) / (weights.open_m - weights.touch_m)), wanted)
     elif row.cost in ("bone", "direction"):
       robot_m = vectors.length(vectors.sub(hand.keypoint_Px3[row.end], hand.keypoint_Px3[row.start]))
@@ -91,8 +92,24 @@ def aims(hand, weights, target_Px3, seen_P, scale) -> Aims:
   return Aims(jnp.stack(wanted_Rx3), jnp.stack(weight_R))
 
 
-def normal_equations(hand, weights, aims, rest_J, joints):
-  """joints: J arrays of the batch's shape -> (cost, J arrays, {(i, j): array} with i >= j): half the gradient, the Gauss-Newton matrix."""
+def groups(hand) -> tuple[tuple[int, ...], ...]:
+  """Joint values that belong together: those of each finger, and first those that move several fingers or no keypoint, if there are any."""
+  fingers = [set() for _ in range(hand.num_joints)]
+  for p in (int(p) for p in np.flatnonzero(hand.present) if p):
+    for n in kinematics.moving(hand, p):
+      fingers[hand.source[n]].add((p - 1) // 4)
+  own = {}
+  for j, found in enumerate(fingers):
+    own.setdefault(min(found) if len(found) == 1 else -1, []).append(j)
+  return tuple(tuple(own[finger]) for finger in sorted(own))
+
+
+def normal_equations(hand, weights, aims, rest_J, joints, groups=None):
+  """joints: J arrays of the batch's shape -> (cost, J arrays, {(i, j): array} with i >= j): half the gradient, the Gauss-Newton matrix.
+
+  With groups, a matrix that is block-diagonal and nowhere less: a row that m groups move enters each group's block m times, because
+  |a + b|^2 <= 2 |a|^2 + 2 |b|^2. Steps are shorter where fingers meet, never wrong: cost and gradient are the same.
+  """
   point, moved = _keypoints_and_columns(hand, joints)
   w = weights.rest**2
   offset = [q - rest_J[j] for j, q in enumerate(joints)]
@@ -101,17 +118,21 @@ def normal_equations(hand, weights, aims, rest_J, joints):
   matrix = {(j, j): jnp.full_like(d, w) for j, d in enumerate(offset)}
   for r, row in enumerate(rows(hand, weights)):
     error = vectors.sub(_difference(point, row), aims.vector_Rx3[r])
-    columns = {j: column for j, column in _columns(moved, row).items()}
+    columns = _columns(moved, row)
     loss, softened = soft(vectors.dot(error, error), weights.tip_soft_m if row.cost == "tip" else np.inf)
     weight = aims.weight_R[r] * softened
     cost = cost + aims.weight_R[r] * loss
-    weighted = {j: vectors.scale(weight, column) for j, column in columns.items()}
-    for i, column in weighted.items():
-      gradient[i] = gradient[i] + vectors.dot(column, error)
-      for j, other in columns.items():
-        if j <= i:
-          product = vectors.dot(column, other)
-          matrix[i, j] = matrix[i, j] + product if (i, j) in matrix else product
+    pull = vectors.scale(weight, error)
+    for i, column in columns.items():
+      gradient[i] = gradient[i] + vectors.dot(column, pull)
+    parts = _parts(columns, groups)
+    for part in parts:
+      for i in part:
+        column = vectors.scale(weight * len(parts), columns[i])
+        for j in part:
+          if j <= i:
+            product = vectors.dot(column, columns[j])
+            matrix[i, j] = matrix[i, j] + product if (i, j) in matrix else product
   return cost, gradient, matrix
 
 
@@ -141,14 +162,20 @@ def soft(square, limit):
   return 2.0 * square / (1.0 + root), 1.0 / root
 
 
-def pattern(hand, weights):
+def pattern(hand, weights, groups=None):
   """The entries (i, j), i >= j, of the normal matrix that can differ from zero, sorted."""
   moved = {p: dict.fromkeys(hand.source[n] for n in kinematics.moving(hand, p)) for p in np.flatnonzero(hand.present)}
   entries = {(j, j) for j in range(hand.num_joints)}
   for row in rows(hand, weights):
-    support = set(moved[row.end]) | set(moved[row.start] if row.start is not None else ())
-    entries |= {(i, j) for i in support for j in support if j <= i}
+    support = moved[row.end] | (moved[row.start] if row.start is not None else {})
+    entries |= {(i, j) for part in _parts(support, groups) for i in part for j in part if j <= i}
   return sorted(entries)
+
+
+def _parts(columns, groups):
+  """The joints of a row, as lists of those that belong together."""
+  found = [[j for j in columns if j in group] for group in groups] if groups else [list(columns)]
+  return [part for part in found if part]
 
 
 def _keypoints_and_columns(hand, joints):

@@ -18,10 +18,11 @@ from egoscale_jax.hands import alignment, costs, solver
 from egoscale_jax.hands.costs import Weights
 
 DEFAULT = Weights()
-WINDOW, OVERLAP = 352, 32  # frames; windows are blended over the overlap, which is many times as long as smoothness reaches
+LANES = (4, 16)  # windows side by side in one call: few for a short recording, so that no core waits
+WINDOW, OVERLAP = 160, 32  # frames; windows are blended over the overlap, which is many times as long as smoothness reaches
 KNOT = 2  # frames between the spline's knots: 4 loses the pinches of a webcam recording, 1 costs twice the time for 0.1 mm
-FRAME_ITERATIONS, ITERATIONS = 7, 3
-MAX_JERK, _SMOOTHER = 100.0, 2  # rad/s^3, mean; solved again at most so many times
+FRAME_ITERATIONS, ITERATIONS = 5, 7
+MAX_JERK, _SMOOTHER = 100.0, 3  # rad/s^3, mean; solved again at most so many times
 MAX_GAP_S = 0.5  # missing keypoints are bridged by smoothness for so long
 ALONE = 1024  # frames a call of retarget_frames
 ALONE_ITERATIONS = 30
@@ -75,11 +76,11 @@ def follow(source, weights=DEFAULT, *, rate_hz=30.0, max_gap_s=MAX_GAP_S, max_je
   valid_F = np.zeros(frames, bool)
   smooth = 1.0
   for attempt in range(1 + _SMOOTHER):
-    _solve(source, weights, float(rate_hz), smooth, joints_FxJ, residual_m_F, valid_F)
+    _solve(source, weights, float(rate_hz), smooth, joints_FxJ, residual_m_F, valid_F, again=attempt > 0)
     jerk = _mean_jerk(joints_FxJ, valid_F, rate_hz)
     if not jerk > max_jerk or attempt == _SMOOTHER:
       break
-    smooth *= (1.04 * jerk / max_jerk) ** 2  # the mean falls with about the root of the weight
+    smooth *= (1.01 * jerk / max_jerk) ** 1.7  # the mean falls with about the root of the weight
   bridged_F = _short_gaps(valid_F, round(max_gap_s * rate_hz))
   joints_FxJ[~(valid_F | bridged_F)] = np.nan
   residual_m_F[~valid_F] = np.nan
@@ -98,22 +99,25 @@ def follow_frames(source, weights=DEFAULT) -> Retargeted:
   return Retargeted(joints_FxJ, residual_F, valid_F, np.zeros_like(valid_F), source.scale)
 
 
-@functools.partial(jax.jit, static_argnames=("hand", "weights", "rate_hz"))
-def solve_windows(hand, weights, target_Px3xBxF, seen_PxBxF, scale, rate_hz, smooth=1.0):
-  """Trajectories on the robot's scale, in its base frame: [21, 3, B, F], seen [21, B, F] -> (joints [J, B, F], tip error [B, F] in metres).
+@functools.partial(jax.jit, static_argnames=("hand", "weights"))
+def start_windows(hand, weights, target_Px3xFxB, scale):
+  """Where `refine_windows` starts: every second frame on its own, without the pinches, from keypoints and to joints that a filter calms.
 
-  The start: every second frame on its own, without the pinches, from keypoints and to joints that a short filter calms.
+  What is not seen is believed here as it was filled in, so that a gap starts between its ends.
   """
-  rest_J = rest_pose(hand)
-  calm = _calmed(target_Px3xBxF, 1)[..., ::KNOT]
-  at_knots = costs.aims(hand, dataclasses.replace(weights, pinch=0.0), calm, seen_PxBxF[..., ::KNOT], scale)
-  start, _ = solver.frames(
-    hand, dataclasses.replace(weights, pinch=0.0), at_knots, rest_J, _everywhere(rest_J, calm[0, 0]), FRAME_ITERATIONS
-  )
-  aims = costs.aims(hand, weights, target_Px3xBxF, seen_PxBxF, scale)
-  start = jnp.repeat(_calmed(start, 2), KNOT, axis=-1)
-  joints, _ = solver.trajectories(hand, weights, aims, rest_J, start, rate_hz, KNOT, ITERATIONS, smooth)
-  return joints, costs.tip_error(hand, joints, target_Px3xBxF, seen_PxBxF)
+  weights, rest_J = dataclasses.replace(weights, pinch=0.0), rest_pose(hand)
+  calm = _calmed(target_Px3xFxB, 1)[..., ::KNOT, :]
+  aims = costs.aims(hand, weights, calm, jnp.ones_like(calm[:, 0]), scale)
+  start, _ = solver.frames(hand, weights, aims, rest_J, _everywhere(rest_J, calm[0, 0]), FRAME_ITERATIONS)
+  return jnp.repeat(_calmed(start, 2), KNOT, axis=-2)
+
+
+@functools.partial(jax.jit, static_argnames=("hand", "weights", "rate_hz"))
+def refine_windows(hand, weights, target_Px3xFxB, seen_PxFxB, scale, start_JxFxB, rate_hz, smooth=1.0):
+  """Trajectories on the robot's scale, in its base frame: [21, 3, F, B], seen [21, F, B] -> (joints [J, F, B], tip error [F, B] in metres)."""
+  aims = costs.aims(hand, weights, target_Px3xFxB, seen_PxFxB, scale)
+  joints, _ = solver.trajectories(hand, weights, aims, rest_pose(hand), start_JxFxB, rate_hz, KNOT, ITERATIONS, smooth)
+  return joints, costs.tip_error(hand, joints, target_Px3xFxB, seen_PxFxB)
 
 
 @functools.partial(jax.jit, static_argnames=("hand", "weights", "iterations"))
@@ -152,14 +156,16 @@ def windows(frames):
     start = stop - OVERLAP
 
 
-def _solve(source, weights, rate_hz, smooth, joints_FxJ, residual_m_F, valid_F):
-  """Fills the three arrays."""
+def _solve(source, weights, rate_hz, smooth, joints_FxJ, residual_m_F, valid_F, again):
+  """Fills the three arrays; again: from the joints that stand there."""
+  start_FxJ = joints_FxJ.copy() if again else None
   joints_FxJ[:], residual_m_F[:] = 0.0, 0.0
-  solve = functools.partial(_solve_window, source, weights, rate_hz, np.float32(smooth))
-  for start, stop, share_F, joints, residual, valid in _in_order(solve, windows(len(source))):
-    joints_FxJ[start:stop] += share_F[:, None] * joints
-    residual_m_F[start:stop] += share_F * residual
-    valid_F[start:stop] = valid
+  solve = functools.partial(_solve_windows, source, weights, rate_hz, np.float32(smooth), start_FxJ)
+  for batch, joints_JxFxB, residual_FxB, valid in _in_order(solve, _batches(len(source))):
+    for b, (start, stop, share_F) in enumerate(batch):
+      joints_FxJ[start:stop] += share_F[:, None] * joints_JxFxB[:, : stop - start, b].T
+      residual_m_F[start:stop] += share_F * residual_FxB[: stop - start, b]
+      valid_F[start:stop] = valid[b]
 
 
 def _mean_jerk(joints_FxJ, valid_F, rate_hz):
@@ -173,14 +179,33 @@ def _mean_jerk(joints_FxJ, valid_F, rate_hz):
   return total / count if count else 0.0
 
 
-def _solve_window(source, weights, rate_hz, smooth, window):
-  start, stop, share_F = window
-  target, seen, valid_F = source.read(start, stop, WINDOW)
-  if not valid_F.any():  # nothing to solve for, and no size to scale by where that holds everywhere
-    empty = np.zeros((stop - start, source.hand.num_joints), np.float32)
-    return start, stop, share_F, empty, empty[:, 0], valid_F
-  joints, residual = solve_windows(source.hand, weights, target[:, :, None], seen[:, None], np.float32(source.scale), rate_hz, smooth)
-  return start, stop, share_F, np.asarray(joints)[:, 0, : stop - start].T, np.asarray(residual)[0, : stop - start], valid_F
+def _batches(frames):
+  """Lists of windows that are solved side by side."""
+  every = list(windows(frames))
+  lanes = next((n for n in LANES if n * (os.cpu_count() or 1) >= len(every)), LANES[-1])
+  return [every[i : i + lanes] for i in range(0, len(every), lanes)]
+
+
+def _solve_windows(source, weights, rate_hz, smooth, start_FxJ, batch):
+  hand, lanes = source.hand, next(n for n in LANES if n >= len(batch))
+  pieces = [source.read(start, stop, WINDOW) for start, stop, _ in batch]
+  valid = [piece[2] for piece in pieces]
+  if not any(valid_F.any() for valid_F in valid):  # nothing to solve for, and no size to scale by where that holds everywhere
+    empty = np.zeros((hand.num_joints, WINDOW, len(batch)), np.float32)
+    return batch, empty, empty[0], valid
+  pieces += pieces[-1:] * (lanes - len(pieces))
+  target, seen = (np.stack([piece[i] for piece in pieces], axis=-1) for i in (0, 1))
+  scale = np.float32(source.scale)
+  if start_FxJ is None:
+    start = start_windows(hand, weights, target, scale)
+  else:
+    start = np.stack([_padded_to(start_FxJ[a:b].T, WINDOW) for a, b, _ in batch + batch[-1:] * (lanes - len(batch))], axis=-1)
+  joints, residual = refine_windows(hand, weights, target, seen, scale, start, rate_hz, smooth)
+  return batch, np.asarray(joints), np.asarray(residual), valid
+
+
+def _padded_to(joints_JxF, length):
+  return np.pad(joints_JxF, ((0, 0), (0, length - joints_JxF.shape[1])), mode="edge")
 
 
 def _solve_alone(source, weights, start):
@@ -213,12 +238,12 @@ def _short_gaps(valid_F, limit):
   return bridged_F
 
 
-def _calmed(frames_F, times):
-  """[..., F], each frame with a quarter of each neighbour, so many times."""
+def _calmed(frames_FxB, times):
+  """[..., F, B], each frame with a quarter of each neighbour, so many times."""
   for _ in range(times):
-    padded = jnp.pad(frames_F, [(0, 0)] * (frames_F.ndim - 1) + [(1, 1)], mode="edge")
-    frames_F = 0.25 * (padded[..., :-2] + 2.0 * padded[..., 1:-1] + padded[..., 2:])
-  return frames_F
+    padded = jnp.pad(frames_FxB, [(0, 0)] * (frames_FxB.ndim - 2) + [(1, 1), (0, 0)], mode="edge")
+    frames_FxB = 0.25 * (padded[..., :-2, :] + 2.0 * padded[..., 1:-1, :] + padded[..., 2:, :])
+  return frames_FxB
 
 
 def _everywhere(joints_J, like_F):

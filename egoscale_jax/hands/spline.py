@@ -3,7 +3,7 @@
 A spline is smooth by construction, stays between the least and the greatest of its coefficients (so bounds on the coefficients hold joint
 limits everywhere, exactly), has a third derivative that is constant on each segment, and halves the unknowns at a knot every second frame.
 
-Axes: F frames, K = F / knot + 3 coefficients, S = K - 3 segments, J joints; `knot` is the number of frames between knots.
+Axes: F frames, K = F / knot + 3 coefficients, S = K - 3 segments, B trajectories, last; `knot` is the number of frames between knots.
 """
 
 import jax.numpy as jnp
@@ -18,42 +18,39 @@ def basis(knot):
   return np.stack([(1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3], axis=-1) / 6
 
 
-def evaluate(coefficients_JxK, knot):
-  """[..., K] -> [..., F]."""
-  segments = coefficients_JxK.shape[-1] - 3
-  weight = jnp.asarray(basis(knot), coefficients_JxK.dtype)
-  reach = jnp.stack([coefficients_JxK[..., i : i + segments] for i in range(ORDER)], axis=-1)
-  return jnp.einsum("...si,hi->...sh", reach, weight).reshape(*coefficients_JxK.shape[:-1], segments * knot)
+def evaluate(coefficients_KxB, knot):
+  """[..., K, B] -> [..., F, B]."""
+  reach = [coefficients_KxB[..., i : coefficients_KxB.shape[-2] - 3 + i, :] for i in range(ORDER)]
+  frames = jnp.stack([sum(float(w) * c for w, c in zip(row, reach) if w) for row in basis(knot)], axis=-2)
+  return frames.reshape(*frames.shape[:-3], -1, frames.shape[-1])
 
 
-def gather(frames_F, knot):
-  """The transpose of evaluate: [..., F] -> [..., K]."""
-  parts = jnp.einsum("...sh,hi->i...s", _segments(frames_F, knot), jnp.asarray(basis(knot), frames_F.dtype))
-  return sum(placed(part, i) for i, part in enumerate(parts))
+def gather(frames_FxB, knot):
+  """The transpose of evaluate: [..., F, B] -> [..., K, B]."""
+  return _gathered(frames_FxB, basis(knot))
 
 
-def gather_pairs(frames_F, knot):
-  """What a frame's matrix entry weighs for each pair of coefficients: [..., F] -> [4, ..., K]; at [d, ..., k]: the pair (k, k + d)."""
+def gather_pairs(frames_FxB, knot):
+  """What a frame's matrix entry weighs for each pair of coefficients: [..., F, B] -> [4, ..., K, B]; at [d, ..., k, :]: the pair (k, k + d)."""
   b = basis(knot)
-  lags = []
-  for d in range(ORDER):
-    pairs = jnp.asarray(np.stack([b[:, i] * b[:, i + d] for i in range(ORDER - d)], axis=-1), frames_F.dtype)
-    parts = jnp.einsum("...sh,hi->i...s", _segments(frames_F, knot), pairs)
-    lags.append(sum(placed(part, i) for i, part in enumerate(parts)))
-  return jnp.stack(lags)
+  return jnp.stack([_gathered(frames_FxB, b[:, : ORDER - d] * b[:, d:]) for d in range(ORDER)])
 
 
-def fit(frames_JxF, knot):
-  """[..., F] -> coefficients [..., K] that pass near them: the frame at each knot. A start, not an approximation."""
-  frames = frames_JxF.shape[-1]
+def fit(frames_FxB, knot):
+  """[..., F, B] -> coefficients [..., K, B] that pass near them: the frame at each knot. A start, not an approximation."""
+  frames = frames_FxB.shape[-2]
   at = np.clip((np.arange(frames // knot + 3) - 1) * knot, 0, frames - 1)
-  return frames_JxF[..., at]
+  return frames_FxB[..., at, :]
 
 
-def _segments(frames_F, knot):
-  return frames_F.reshape(*frames_F.shape[:-1], -1, knot)
+def placed(part_SxB, before, order=3):
+  """[..., K - order, B] -> [..., K, B]: span s at coefficient s + before."""
+  return jnp.pad(part_SxB, [(0, 0)] * (part_SxB.ndim - 2) + [(before, order - before), (0, 0)])
 
 
-def placed(part_S, before, order=3):
-  """[..., K - order] -> [..., K]: span s at coefficient s + before."""
-  return jnp.pad(part_S, [(0, 0)] * (part_S.ndim - 1) + [(before, order - before)])
+def _gathered(frames_FxB, weight_hxi):
+  """weight [knot, up to 4]: column i of it goes to coefficient i of each segment."""
+  knot = len(weight_hxi)
+  phases = [frames_FxB[..., h::knot, :] for h in range(knot)]
+  parts = [sum((float(w) * f for w, f in zip(column, phases) if w), start=jnp.zeros_like(phases[0])) for column in weight_hxi.T]
+  return sum(placed(part, i) for i, part in enumerate(parts))

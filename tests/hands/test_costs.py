@@ -63,6 +63,36 @@ def test_normal_equations_are_those_of_automatic_differentiation(name):
   np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["dex3", "shadow"])  # fingers that meet in pinches alone, and in a wrist as well
+def test_with_groups_cost_and_gradient_are_the_same_and_the_matrix_is_nowhere_less(name):
+  model = load(name)
+  groups = costs.groups(model)
+  assert sorted(j for group in groups for j in group) == list(range(model.num_joints))
+  tips = [p for p in keypoints.TIPS if model.present[p]]
+  of_tip = [{model.source[n] for n in kinematics.moving(model, p)} for p in tips]
+  shared = set.intersection(*of_tip)
+  assert bool(shared) == (name == "shadow")
+  assert {frozenset(group) for group in groups} == {frozenset(joints - shared) for joints in of_tip} | ({frozenset(shared)} if shared else set())
+  with jax.enable_x64(True):
+    joints, aims, rest_J = random_problem(model, ALL)
+    exact = costs.normal_equations(model, ALL, aims, rest_J, list(joints))
+    split = costs.normal_equations(model, ALL, aims, rest_J, list(joints), groups)
+    exact, split = jax.tree.map(np.asarray, exact), jax.tree.map(np.asarray, split)
+  np.testing.assert_array_equal(split[0], exact[0])
+  np.testing.assert_array_equal(np.stack(split[1]), np.stack(exact[1]))
+  assert sorted(split[2]) == costs.pattern(model, ALL, groups)
+  group_of = {j: g for g, group in enumerate(groups) for j in group}
+  assert all(group_of[i] == group_of[j] for i, j in split[2])
+  more = np.zeros((3, model.num_joints, model.num_joints))
+  for sign, matrix in ((-1.0, exact[2]), (1.0, split[2])):
+    for (i, j), entry in matrix.items():
+      more[:, i, j] += sign * entry
+      more[:, j, i] = more[:, i, j]
+  least = np.linalg.eigvalsh(more)
+  assert least.min() > -1e-12
+  assert least.max() > 1e-3
+
+
 def test_soft_is_the_square_when_small_and_linear_when_large():
   with jax.enable_x64(True):
     small, weight = costs.soft(jnp.float64(1e-6) ** 2, 0.02)
@@ -140,8 +170,9 @@ def test_a_pinch_weighs_more_and_asks_for_touch_as_the_fingers_close():
   assert (wanted[3] > 0.001).all()
   assert (wanted[3] < 0.025).all()
   np.testing.assert_allclose(wanted[4:], np.tile(np.asarray(gaps)[4:, None], 4), rtol=1e-5)
-  np.testing.assert_allclose(at(0.025, scale=2.0)[0], 2.0 * wanted[3], rtol=1e-4)  # the human's own gap decides, not the robot's
-  np.testing.assert_allclose(at(0.025, scale=2.0)[1], weight[3], rtol=1e-4)
+  np.testing.assert_allclose(at(0.025, scale=1.4)[0], 1.4 * wanted[3], rtol=1e-4)  # the human's own gap decides, not the robot's
+  np.testing.assert_allclose(at(0.025, scale=1.4)[1], weight[3], rtol=1e-4)
+  assert (at(0.025, scale=weights.pinch_scale + 0.01)[1] == 0).all()
 
 
 def test_a_bone_has_the_robots_length_and_the_humans_direction():

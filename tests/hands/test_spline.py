@@ -11,9 +11,14 @@ SEGMENTS = 6
 KNOTS = pytest.mark.parametrize("knot", [1, 2, 3])
 
 
+def evaluate(coefficients_K, knot):
+  """Of one trajectory: no last axis."""
+  return np.asarray(spline.evaluate(jnp.asarray(coefficients_K)[..., None], knot))[..., 0]
+
+
 def matrix(knot):
   """[F, K]: spline.evaluate as a matrix, column by column."""
-  return np.asarray(spline.evaluate(jnp.eye(SEGMENTS + 3), knot)).T
+  return evaluate(np.eye(SEGMENTS + 3), knot).T
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +41,7 @@ def test_weights_sum_to_one_and_four_coefficients_reach_a_frame(knot):
 @KNOTS
 def test_stays_between_the_least_and_the_greatest_coefficient(knot):
   coefficients = np.random.default_rng(0).uniform(-1.0, 1.0, (500, SEGMENTS + 3)).round()  # many at the bounds
-  frames = np.asarray(spline.evaluate(jnp.asarray(coefficients), knot))
+  frames = evaluate(coefficients, knot)
   assert (frames >= coefficients.min(1, keepdims=True) - 1e-15).all()
   assert (frames <= coefficients.max(1, keepdims=True) + 1e-15).all()
 
@@ -48,21 +53,21 @@ def test_a_cubic_is_reproduced(knot):
   blossom = {0: t**0, 1: t, 2: t**2 - 1 / 3, 3: t**3 - t}
   u = np.arange(SEGMENTS * knot) / knot
   for power, coefficients in blossom.items():
-    np.testing.assert_allclose(spline.evaluate(jnp.asarray(coefficients), knot), u**power, atol=1e-11)
+    np.testing.assert_allclose(evaluate(coefficients, knot), u**power, atol=1e-11)
 
 
 @KNOTS
 def test_gather_is_the_transpose_of_evaluate(knot):
   rng = np.random.default_rng(1)
-  coefficients, frames = jnp.asarray(rng.normal(size=(3, 2, SEGMENTS + 3))), jnp.asarray(rng.normal(size=(3, 2, SEGMENTS * knot)))
+  coefficients, frames = (jnp.asarray(rng.normal(size=(3, count, 2))) for count in (SEGMENTS + 3, SEGMENTS * knot))
   forward, back = spline.evaluate(coefficients, knot), spline.gather(frames, knot)
-  np.testing.assert_allclose(jnp.sum(forward * frames, -1), jnp.sum(coefficients * back, -1), rtol=1e-12)
+  np.testing.assert_allclose(jnp.sum(forward * frames, 1), jnp.sum(coefficients * back, 1), rtol=1e-12)
 
 
 @KNOTS
 def test_gather_pairs_is_the_normal_matrix(knot):
   entries = np.random.default_rng(2).normal(size=(5, SEGMENTS * knot))
-  lags = np.asarray(spline.gather_pairs(jnp.asarray(entries), knot))
+  lags = np.asarray(spline.gather_pairs(jnp.asarray(entries)[..., None], knot))[..., 0]
   full = np.einsum("fa,ef,fb->eab", matrix(knot), entries, matrix(knot))
   K = SEGMENTS + 3
   for d in range(4):
@@ -74,7 +79,7 @@ def test_gather_pairs_is_the_normal_matrix(knot):
 @KNOTS
 def test_fit_holds_a_constant_and_starts_near(knot):
   frames = np.sin(np.linspace(0.0, 1.0, SEGMENTS * knot))
-  np.testing.assert_array_equal(spline.fit(jnp.full((2, SEGMENTS * knot), 0.3), knot), 0.3)
-  near = spline.evaluate(spline.fit(jnp.asarray(frames), knot), knot)
+  np.testing.assert_array_equal(spline.fit(jnp.full((2, SEGMENTS * knot, 1), 0.3), knot), 0.3)
+  near = spline.evaluate(spline.fit(jnp.asarray(frames)[:, None], knot), knot)[:, 0]
   np.testing.assert_allclose(near, frames, atol=0.1)
   np.testing.assert_allclose(near[knot:-knot], frames[knot:-knot], atol=0.02)
