@@ -20,9 +20,9 @@ import numpy as np
 
 from egoscale_jax.hands import banded, costs, sparse, spline, vectors
 
-_DAMPING = 3e-2  # of the matrix' diagonal, at the start: with 1e-3 a trajectory takes three times the iterations
+_DAMPING = 0.3  # of the matrix' diagonal, at the start: with 1e-3 a trajectory takes three times the iterations
 _DAMPING_MIN, _DAMPING_MAX = 1e-6, 1e6
-_EASE, _HARDEN = 0.5, 4.0  # after a step that lowered the cost, and after one that did not
+_EASE, _HARDEN = 0.35, 4.0  # after a step that lowered the cost, and after one that did not
 
 
 def frames(hand, weights, aims, rest_J, start_JxF, iterations):
