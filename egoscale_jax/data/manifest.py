@@ -24,6 +24,7 @@ def entry(recording, episode=None, labels=None, findings=(), error="") -> dict:
   if episode is not None:
     seconds = episode.num_frames / episode.rate_hz
     result |= {"frames": episode.num_frames, "seconds": round(seconds, 3), "text": episode.text, "scene": episode.scene}
+    result["embodiment"] = episode.embodiment
   if labels is not None:
     result["valid"] = [round(float(fraction), 4) for fraction in labels.valid_Fx2.mean(axis=0)]  # left, right
     residual = labels.residual_m_Fx2[labels.valid_Fx2]

@@ -69,7 +69,7 @@ def prepare(source, input_dir, output_dir, hand_name, workers=1, image_size=256,
     "input": os.fspath(input_dir),
     "hand": str(hand_name),
   }
-  head |= {"image_size": image_size, "seed": seed, "validation": validation, "embodiments": [builder.HUMAN]}
+  head |= {"image_size": image_size, "seed": seed, "validation": validation}
   with _writing(output_dir):
     os.makedirs(os.path.join(partial, "spool"))
   try:
@@ -79,6 +79,7 @@ def prepare(source, input_dir, output_dir, hand_name, workers=1, image_size=256,
       raise _nothing_usable(head, entries, input_dir, output_dir)
     with _writing(output_dir):
       clips = _write_shards(entries, head["hand"], hands, source.LICENCE, partial)
+      head["embodiments"] = sorted({e["embodiment"] for e in entries if e["status"] == manifest.KEPT})
       head |= {"episodes": entries, "totals": manifest.totals(entries, clips), "notes": notes}
       head["statistics_sha256"] = _sha256(os.path.join(partial, STATISTICS))
       manifest.save(head, os.path.join(partial, manifest.FILE))
