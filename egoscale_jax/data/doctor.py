@@ -19,6 +19,8 @@ MAX_BONE_DRIFT = 0.3  # of the bone's median length in the episode; the real sam
 PALM_METRES = (0.04, 0.20)  # wrist to middle knuckle; outside it the unit is not the metre, or the skeleton is not a hand's
 MIN_FRAMES = 16  # a shorter episode has no whole clip
 MIN_VALID_SECONDS = 0.5  # of one hand, together
+# A tracker may have no such keypoint at all (Project Aria has no base of the thumb); it may then be absent from a whole episode.
+OPTIONAL = (keypoints.NAMES.index("thumb_cmc"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Finding:
 
 def check(episode: schema.Episode) -> tuple[np.ndarray, list[Finding]]:
   """-> valid [F, 2] bool (left, right) and the findings; the episode is usable where none of them has the severity "rejected"."""
+  if episode.frame is schema.Frame.CAMERA:
+    detail = "poses are seen from a camera whose own motion nobody knows, expected poses in a frame that stands still"
+    finding = Finding("moving_frame", "rejected", "", episode.num_frames, 0, detail)
+    return np.zeros((episode.num_frames, 2), bool), [finding]
   findings = []
   camera_F, camera_findings = _check_camera(episode)
   findings.extend(camera_findings)
@@ -47,6 +53,12 @@ def check(episode: schema.Episode) -> tuple[np.ndarray, list[Finding]]:
     detail = f"{episode.num_frames} frames, expected at least {MIN_FRAMES}"
     findings.append(Finding("too_short", "rejected", "", episode.num_frames, 0, detail))
   return valid_Fx2, findings + check_valid(valid_Fx2, episode.rate_hz)
+
+
+def absent(points_FxPx3) -> list[int]:
+  """Keypoints of a hand that the episode never has, and need not: of OPTIONAL."""
+  seen_P = np.isfinite(points_FxPx3).all(axis=-1).any(axis=0)
+  return [p for p in OPTIONAL if not seen_P[p]] if seen_P.any() else []
 
 
 def check_valid(valid_Fx2, rate_hz) -> list[Finding]:
@@ -78,9 +90,10 @@ def _check_camera(episode):
 
 def _check_hand(points_FxPx3, confidence_FxP, side, rate_hz):
   """-> valid [F] of one hand and findings. A length is judged on the frames alone that passed what comes before."""
-  lost_F = ~np.isfinite(points_FxPx3).all(axis=(1, 2))
+  here = [p for p in range(len(keypoints.NAMES)) if p not in absent(points_FxPx3)]
+  lost_F = ~np.isfinite(points_FxPx3[:, here]).all(axis=(1, 2))
   findings = masked("not_finite", side, lost_F, "a keypoint is NaN or infinite")
-  mean_F = confidence_FxP[:, 1:].mean(axis=1)
+  mean_F = confidence_FxP[:, here[1:]].mean(axis=1)
   unsure_F = ~lost_F & ~(mean_F >= MIN_CONFIDENCE)
   lowest = mean_F[unsure_F].min() if unsure_F.any() else 1.0
   findings += masked("low_confidence", side, unsure_F, f"mean over the fingers down to {lowest:.3f}, expected at least {MIN_CONFIDENCE}")
@@ -89,10 +102,10 @@ def _check_hand(points_FxPx3, confidence_FxP, side, rate_hz):
   valid_F = ~(lost_F | unsure_F | jump_F)
   if not valid_F.any():
     return valid_F, findings
-  parents, children = np.transpose(keypoints.BONES)
+  parents, children = np.transpose([bone for bone in keypoints.BONES if set(bone) <= set(here)])
   bone_FxN = np.linalg.norm(points_FxPx3[:, children] - points_FxPx3[:, parents], axis=-1)
   median_N = np.median(bone_FxN[valid_F], axis=0)
-  palm = float(median_N[8])  # bone 8 ends at keypoint 9, the middle knuckle
+  palm = float(median_N[list(children).index(keypoints.KNUCKLES[1])])  # the middle one
   if not PALM_METRES[0] <= palm <= PALM_METRES[1]:
     detail = f"wrist to middle knuckle is {palm:.3g} m, expected {PALM_METRES[0]} to {PALM_METRES[1]}"
     return np.zeros_like(valid_F), findings + masked("hand_size", side, valid_F, detail)

@@ -1,5 +1,7 @@
 """Episode -> Labels: wrist frames from the keypoints, joints of the robot's hand by retargeting."""
 
+import dataclasses
+
 import numpy as np
 
 from egoscale_jax.data import doctor, schema
@@ -19,7 +21,7 @@ def label(episode: schema.Episode, hands, valid_Fx2, retarget) -> tuple[schema.L
   for i, side in enumerate(keypoints.SIDES):
     valid_F = valid_Fx2[:, i]
     points_FxPx3 = np.where(valid_F[:, None, None], episode.keypoints_Fx2xPx3[:, i], np.float32(np.nan))
-    result = retarget(points_FxPx3, hands[i], side)
+    result = retarget(points_FxPx3, _without(hands[i], doctor.absent(episode.keypoints_Fx2xPx3[:, i])), side)
     residual_F = np.asarray(result.residual_m_F)
     flat_F = valid_F & ~np.isfinite(T_world_wrist_Fx2x4x4[:, i]).all(axis=(1, 2))
     failed_F = valid_F & ~flat_F & ~(np.asarray(result.valid_F) & np.isfinite(result.joints_FxJ).all(axis=1))
@@ -39,6 +41,13 @@ def label(episode: schema.Episode, hands, valid_Fx2, retarget) -> tuple[schema.L
     valid_Fx2=valid_Fx2,
   )
   return labels, findings
+
+
+def _without(hand, absent):
+  """The hand with keypoints that it is not asked to follow, since the recording has none."""
+  if not absent:
+    return hand
+  return dataclasses.replace(hand, present=tuple(there and p not in absent for p, there in enumerate(hand.present)))
 
 
 def _masked(array_Fx2, valid_Fx2):
