@@ -11,6 +11,8 @@ from absl import logging
 
 from egoscale_jax.errors import UserError
 
+SOURCES = ("egodex", "landmarks", "openego", "simulated", "vitra")  # the readers of data/sources
+
 
 def simulate(arguments):
   from egoscale_jax.sim import record
@@ -22,11 +24,12 @@ def simulate(arguments):
 
 
 def prepare(arguments):
+  import importlib
+
   from egoscale_jax.data import prepare
-  from egoscale_jax.data.sources import egodex, simulated
 
   summary = prepare.prepare(
-    {"egodex": egodex, "simulated": simulated}[arguments.source],
+    importlib.import_module(f"egoscale_jax.data.sources.{arguments.source}"),
     arguments.input,
     arguments.output,
     arguments.hand,
@@ -121,7 +124,7 @@ def _parser():
   sub = verb(
     prepare, "Recordings to shards: read, check, label, store.", "egoscale prepare --source=egodex --input=recordings --output=shards"
   )
-  sub.add_argument("--source", required=True, choices=("egodex", "simulated"), help="the format of the recordings")
+  sub.add_argument("--source", required=True, choices=SOURCES, help="the format of the recordings")
   sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
   sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the shards, statistics.json and manifest.json")
   sub.add_argument("--hand", default="sharpa_wave", metavar="NAME", help="robot hand to retarget to (default sharpa_wave)")

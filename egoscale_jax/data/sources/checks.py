@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from egoscale_jax.errors import UserError
 
 RIGID_TOLERANCE = 1e-3  # real files are orthonormal to 5e-6; a scaled or transposed matrix is off by far more
 MAX_FRAMES = 2_000_000  # 18 hours at 30 Hz; a count beyond it is damaged or hostile
+MAX_METRES = 1e5  # farther from the origin nothing was measured: missing
+_HUGE = 1e30  # would overflow float32: damage, read as missing
 MAX_JSON_BYTES = 64_000_000
 
 
@@ -18,24 +21,35 @@ def one_line(error) -> str:
 
 
 def readable(path):
-  """UserError where the path is no file that may be opened."""
-  if not os.path.isfile(path):
-    raise UserError(f"{path}: {'is a directory, expected a file' if os.path.isdir(path) else 'no such file'}")
-  if not os.path.getsize(path):
-    raise UserError(f"{path}: is empty")
+  """UserError where the path is no file that may be opened and holds something."""
   try:
-    with open(path, "rb"):
-      return
-  except OSError as error:
-    raise UserError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
+      raise UserError(f"{path}: is no file")
+    with open(path, "rb") as file:
+      if file.read(1):
+        return
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+  raise UserError(f"{path}: is empty")
 
 
-def directory(path, expected: str) -> str:
-  """The path as text; UserError where it is no directory."""
-  path = os.fspath(path)
-  if not os.path.isdir(path):
-    raise UserError(f"{path}: no such directory, expected one with {expected}")
-  return path
+def find(directory, ends, expected: str, folders: bool = False) -> list[str]:
+  """Names, relative and with /, of all files (or folders) below a directory that end so, sorted; UserError where there is none.
+
+  Links to folders are not followed. A folder that may not be listed is among the names, for read() to refuse it by name.
+  """
+  directory = os.fspath(directory)
+  if not os.path.isdir(directory):
+    raise UserError(f"{directory}: no such directory, expected one with {expected}")
+  names, closed = [], []
+  for root, below, files in os.walk(directory, onerror=lambda error: closed.append(error.filename)):
+    matching = [name for name in (below if folders else files) if name.endswith(ends)]
+    names += [os.path.join(root, name) for name in matching]
+    if folders:
+      below[:] = [name for name in below if name not in matching]
+  if not names and not closed:
+    raise UserError(f"{directory}: found none at any depth, expected {expected}")
+  return sorted(os.path.relpath(name, directory).replace(os.sep, "/") for name in names + closed)
 
 
 def read_json(path, kind=dict):
@@ -95,7 +109,9 @@ def floats(array, shape, path, name) -> np.ndarray:
     raise UserError(f"{path}: {name} is {array.dtype}, expected numbers")
   if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape)):
     raise UserError(f"{path}: {name} has shape {array.shape}, expected {_told(shape)}")
-  return array.astype(np.float64)
+  with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+    array = array.astype(np.float64)
+  return np.where(np.abs(array) < _HUGE, array, np.nan)
 
 
 def _told(shape):
@@ -115,7 +131,7 @@ def intrinsics(array, path, name) -> np.ndarray:
 def poses(pose_Nx4x4, path, name) -> np.ndarray:
   """Poses [N, 4, 4] float32, a whole pose NaN where any of it is not finite; UserError where one is no rigid motion."""
   pose_Nx4x4 = np.asarray(pose_Nx4x4).astype(np.float32)
-  finite_N = np.isfinite(pose_Nx4x4).all(axis=(1, 2))
+  finite_N = (np.abs(pose_Nx4x4) < MAX_METRES).all(axis=(1, 2))  # NaN is not
   rotation_Nx3x3 = np.where(finite_N[:, None, None], pose_Nx4x4[:, :3, :3], np.eye(3)).astype(np.float64)  # huge ones must not overflow
   error_N = np.abs(rotation_Nx3x3 @ rotation_Nx3x3.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2))
   bad_N = ~(error_N <= RIGID_TOLERANCE) | ~(np.linalg.det(rotation_Nx3x3) > 0)  # so that a NaN is bad
@@ -133,7 +149,7 @@ def poses(pose_Nx4x4, path, name) -> np.ndarray:
 
 def poses_of_quat(position_Nx3, quat_wxyz_Nx4, path, name) -> np.ndarray:
   """Positions and unit quaternions wxyz -> poses [N, 4, 4] float32; NaN where any of a pose is not finite."""
-  finite_N = np.isfinite(position_Nx3).all(axis=1) & np.isfinite(quat_wxyz_Nx4).all(axis=1)
+  finite_N = (np.abs(position_Nx3) < MAX_METRES).all(axis=1) & np.isfinite(quat_wxyz_Nx4).all(axis=1)
   norm_N = np.linalg.norm(np.where(finite_N[:, None], quat_wxyz_Nx4, (1.0, 0, 0, 0)), axis=1)
   off_N = ~(np.abs(norm_N - 1) < 1e-2)
   if off_N.any():
@@ -145,7 +161,7 @@ def poses_of_quat(position_Nx3, quat_wxyz_Nx4, path, name) -> np.ndarray:
 
 def keypoints(point_Fx21x3, confidence_Fx21=None):
   """Points of one hand -> float32, a whole point NaN where any of it is, and the confidence: 0 there, else as given or 1."""
-  known = np.isfinite(point_Fx21x3).all(axis=-1)
+  known = (np.abs(point_Fx21x3) < MAX_METRES).all(axis=-1)  # NaN is not
   confidence = np.ones(known.shape) if confidence_Fx21 is None else np.asarray(confidence_Fx21)
   known &= np.isfinite(confidence)
   points = np.where(known[..., None], point_Fx21x3, np.nan).astype(np.float32)

@@ -36,48 +36,53 @@ def fit(width: int, height: int, image_size: int) -> tuple[int, int]:
   return round(height * scale), round(width * scale)
 
 
-def decode(path, image_size: int, rate: bool = True) -> Frames:
-  """All frames of a video file, in order; UserError where it is absent, damaged or empty. rate: it must tell one."""
-  found = list(segments(path, image_size, [(0, None)], rate))
-  return found[0]
-
-
-def segments(path, image_size: int, spans, rate: bool = True):
-  """Yields Frames of each span (first frame, last + 1; None: to the end) of a video, in one pass; spans in order, not overlapping."""
-  if not os.path.isfile(path):
+def decode(path, image_size: int, start: int = 0, count: int | None = None) -> Frames:
+  """The frames start .. start + count - 1 of a video file (None: all), in order; UserError where it is absent, damaged or too short."""
+  if not os.path.exists(path):
     raise UserError(f"{path}: no such video")
   try:
     with av.open(os.fspath(path)) as container:
       if not container.streams.video:
         raise UserError(f"{path}: has no video stream")
       stream = container.streams.video[0]
+      if stream.codec_context is None:
+        raise UserError(f"{path}: its codec is unknown here")
       stream.thread_type = "NONE"  # prepare() runs one process a core; a decoder's own threads would only fight over them
-      if rate and not stream.average_rate:
+      if not stream.average_rate:
         raise UserError(f"{path}: tells no frame rate")
       _check_size(stream.width, stream.height, path)
       size = fit(stream.width, stream.height, image_size)
-      numbered = enumerate(container.decode(stream))
-      for start, end in spans:
-        jpeg_F = tuple(_wanted(numbered, start, end, size, path))
-        if not jpeg_F or (end is not None and len(jpeg_F) < end - start):
-          raise UserError(f"{path}: holds {start + len(jpeg_F) if jpeg_F else 'no'} frame{'s' if jpeg_F else ''}, expected {end or 'some'}")
-        yield Frames(jpeg_F, float(stream.average_rate or 0), (stream.width, stream.height), size)
-  except (av.FFmpegError, OSError, ValueError) as error:
+      numbered = enumerate(container.decode(stream)) if count is None else _from(container, stream, start, count, path)
+      jpeg_F = tuple(_jpeg(frame, number, size, path) for number, frame in numbered)
+      if not jpeg_F or (count is not None and len(jpeg_F) < count):
+        wanted = "" if count is None else f", expected {count} from frame {start} on"
+        raise UserError(f"{path}: holds {len(jpeg_F) or 'no'} frame{wanted}")
+      return Frames(jpeg_F, float(stream.average_rate), (stream.width, stream.height), size)
+  except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
     raise UserError(f"{path}: not a decodable video: {checks.one_line(error)}") from error
 
 
-def _wanted(numbered, start, end, size, path):
-  """The JPEGs of the frames start .. end - 1; the decoder is left right behind them."""
-  if end is not None and end <= start:
-    return
-  for number, frame in numbered:
-    if frame.is_corrupt:
-      raise UserError(f"{path}: frame {number} is corrupt")
-    if number >= start:
-      rgb = frame.reformat(width=size[1], height=size[0], format="rgb24", interpolation="AREA").to_ndarray()
-      yield encode(rgb)
-    if number + 1 == end:
+def _from(container, stream, start, count, path):
+  """Seeks, and yields (number, frame) of `count` frames; a frame's number is its time times the rate, which must be steady."""
+  begin, rate = stream.start_time or 0, stream.average_rate
+  container.seek(begin + int(start / rate / stream.time_base), stream=stream)
+  due = start
+  for frame in container.decode(stream):
+    number = None if frame.pts is None else round((frame.pts - begin) * stream.time_base * rate)
+    if number is not None and number < due == start:
+      continue
+    if number != due:
+      raise UserError(f"{path}: frame {due} is missing or not at its time, expected frames at a steady {float(rate):g} Hz")
+    yield number, frame
+    due += 1
+    if due == start + count:
       return
+
+
+def _jpeg(frame, number, size, path) -> bytes:
+  if frame.is_corrupt:
+    raise UserError(f"{path}: frame {number} is corrupt")
+  return encode(frame.reformat(width=size[1], height=size[0], format="rgb24", interpolation="AREA").to_ndarray())
 
 
 def encode(rgb_YxXx3) -> bytes:
