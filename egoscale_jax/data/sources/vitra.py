@@ -101,10 +101,10 @@ def _scalar(dtype, data):
 
 def _from_buffer(data, dtype, shape, order, axis_order=None):
   """What newer numpy writes with pickle protocol 5."""
-  if order not in ("C", "F") or axis_order is not None:
-    raise pickle.UnpicklingError(f"an array in the order {order!r:.20}")
   array = Array()
   array.__setstate__((1, tuple(shape), dtype, order == "F", data))
+  if order == "K":
+    array.value = array.value.transpose(axis_order)
   return array
 
 
