@@ -11,7 +11,7 @@ from absl import logging
 
 from egoscale_jax.errors import UserError
 
-SOURCES = ("egodex", "landmarks", "openego", "simulated", "vitra")  # the readers of data/sources
+SOURCES = ("aria", "egodex", "egoverse", "landmarks", "lerobot", "openego", "rlds", "simulated", "vitra")  # the readers of data/sources
 
 
 def simulate(arguments):

@@ -258,7 +258,7 @@ def test_real_parquet_values_are_those_that_pyarrow_reads(shared):
   np.testing.assert_array_equal(e.state_FxS, np.array([row["observation.state"] for row in rows], np.float32))
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_damaged_files_are_refused_or_read_but_never_a_traceback(tmp_path, write, count):
   write(tmp_path)
   assert fuzz.survives(lerobot, tmp_path, count) > count // 4

@@ -1,6 +1,7 @@
 """Which columns of a robot's data set are wrist, hand, gripper, camera and language: a small JSON file, `egoscale.json`, a data set.
 
-LeRobot and RLDS data sets hold vectors whose meaning, unit and frame of reference they do not tell. All keys may be left out:
+LeRobot and RLDS data sets hold vectors whose meaning, unit and frame of reference they do not tell. The file is in the data set, in the
+folder that is read, or anywhere with `egoscale prepare --columns=FILE`; configs/columns holds examples. All keys may be left out:
 
   "embodiment": "gr1"            default: what the data set says of its robot; "human" where keypoints are given
   "licence", "person", "scene"   texts; without `scene` every episode is one of its own
@@ -21,6 +22,7 @@ POSE = SLICE and "pose": one of POSES; metres and radians; the pose maps the too
 """
 
 import itertools
+import os
 
 import numpy as np
 
@@ -51,6 +53,14 @@ POSES = {
   "xyz_rot6d_rows": (9, geometry.rot6d_to_so3),
   "matrix": (16, None),
 }
+
+
+def find(given, folders) -> dict:
+  """The config at `given`, where that is not empty, else in the first of the folders that has one, else {}."""
+  if given:
+    return load(given)
+  there = [path for path in (os.path.join(folder, FILE) for folder in folders) if os.path.exists(path)]
+  return load(there[0]) if there else {}
 
 
 def load(path) -> dict:

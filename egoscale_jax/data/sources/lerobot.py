@@ -3,10 +3,9 @@
   2.x: data/chunk-*/episode_*.parquet, videos/chunk-*/<key>/episode_*.mp4, meta/tasks.jsonl
   3.0: files that hold many episodes; meta/episodes/*.parquet tells the rows and the seconds of each, meta/tasks.parquet the tasks
 
-Which columns mean what is in `meta/egoscale.json` (columns.py), or `egoscale.json` in the folder that is read. Without it GR00T's
-`meta/modality.json` is understood: its video, its first annotation, and the slices `left_hand`, `right_hand`, `left_gripper`,
-`right_gripper` as joints; wrist poses it does not tell. Without both, state and action are kept as they are. What info.json claims and the
-disk does not have is not believed: files count.
+Which columns mean what is in `meta/egoscale.json` (columns.py). Without it GR00T's `meta/modality.json` is understood: its video, its
+first annotation, and the slices `left_hand`, `right_hand`, `left_gripper`, `right_gripper` as joints; wrist poses it does not tell. Without
+both, state and action are kept as they are. What info.json claims and the disk does not have is not believed: files count.
 """
 
 import dataclasses
@@ -45,7 +44,7 @@ class Meta:
     return os.path.join(self.root, "meta", "info.json")
 
 
-def find(directory) -> list[schema.Recording]:
+def find(directory, config_path="") -> list[schema.Recording]:
   """Every episode of every data set below the directory; a data set whose list cannot be read is one Recording, which read() refuses."""
   names = checks.find(directory, "info.json", "LeRobot data sets, <name>/meta/info.json")
   roots = [os.path.dirname(os.path.dirname(name)) for name in names if name == "meta/info.json" or name.endswith("/meta/info.json")]
@@ -55,19 +54,19 @@ def find(directory) -> list[schema.Recording]:
   for name in roots:
     root = os.path.join(directory, name) if name else os.fspath(directory)
     try:
-      episodes = _episodes(_meta(root, os.fspath(directory)))
+      episodes = _episodes(_meta(root, os.fspath(directory), os.fspath(config_path)))
     except UserError:
       episodes = [0]  # to be refused by read(), so that the other data sets go on
-    files = (os.path.join(root, "meta", "info.json"), os.fspath(directory))
+    files = (os.path.join(root, "meta", "info.json"), os.fspath(directory), os.fspath(config_path))
     found += [schema.Recording(f"{name or os.path.basename(os.path.abspath(root))}/episode_{i:06d}", files) for i in episodes]
   return found
 
 
 def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   """-> Episode; poses where a config tells their frame, else state, action and the hands' joints alone."""
-  info_path, directory = recording.files
+  info_path, directory, config_path = recording.files
   root, index = os.path.dirname(os.path.dirname(info_path)), int(recording.id.rsplit("_", 1)[1])
-  meta = _meta(root, directory)
+  meta = _meta(root, directory, config_path)
   config, place = meta.config, _place(meta, index)
   path, rows = _rows(meta, place, index)
   rate_hz = checks.number(config.get("rate_hz", meta.info.get("fps")), 0.1, 1000, info_path, "fps")
@@ -88,17 +87,17 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   )
 
 
-def _meta(root, directory) -> Meta:
+def _meta(root, directory, config_path) -> Meta:
   """Read once for all episodes of a data set, as long as its files stay the same."""
-  files = [os.path.join(directory, columns.FILE)]
+  files = [os.path.join(directory, columns.FILE), config_path]
   for folder, _, names in os.walk(os.path.join(root, "meta")):
     files += [os.path.join(folder, name) for name in names if not name.endswith("stats.json")]
   stats = [(path, os.stat(path)) for path in sorted(files) if os.path.exists(path)]
-  return _read_meta(root, directory, tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
+  return _read_meta(root, directory, config_path, tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
 
 
 @functools.lru_cache(maxsize=8)
-def _read_meta(root, directory, _):
+def _read_meta(root, directory, config_path, _):
   info_path = os.path.join(root, "meta", "info.json")
   info = checks.read_json(info_path)
   if info.get("codebase_version") not in VERSIONS:
@@ -107,7 +106,7 @@ def _read_meta(root, directory, _):
   names = {key: _feature_names(feature) for key, feature in features.items() if isinstance(feature, dict)}
   third = info["codebase_version"] == "v3.0"
   tasks = _tasks_parquet(root) if third else _tasks_jsonl(root)
-  return Meta(root, info, _config(root, directory, features), tasks, names, _places(root) if third else {})
+  return Meta(root, info, _config(root, directory, config_path, features), tasks, names, _places(root) if third else {})
 
 
 def _feature_names(feature):
@@ -118,11 +117,12 @@ def _feature_names(feature):
   return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _config(root, directory, features) -> dict:
+def _config(root, directory, config_path, features) -> dict:
   """egoscale.json, else what modality.json tells; state and action where neither names them."""
-  own = [path for path in (os.path.join(root, "meta", columns.FILE), os.path.join(directory, columns.FILE)) if os.path.exists(path)]
   modality = os.path.join(root, "meta", "modality.json")
-  config = columns.load(own[0]) if own else columns.from_modality(modality) if os.path.exists(modality) else {}
+  config = columns.find(config_path, [os.path.join(root, "meta"), directory])
+  if not config and os.path.exists(modality):
+    config = columns.from_modality(modality)
   defaults = {"state": ["observation.state"], "action": ["action"]}
   return {key: [name for name in names if name in features] for key, names in defaults.items()} | config
 

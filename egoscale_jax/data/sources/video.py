@@ -36,8 +36,11 @@ def fit(width: int, height: int, image_size: int) -> tuple[int, int]:
   return round(height * scale), round(width * scale)
 
 
-def decode(path, image_size: int, start: int = 0, count: int | None = None) -> Frames:
-  """The frames start .. start + count - 1 of a video file (None: all), in order; UserError where it is absent, damaged or too short."""
+def decode(path, image_size: int, start: int = 0, count: int | None = None, lens=None) -> Frames:
+  """The frames start .. start + count - 1 of a video file (None: all), in order; UserError where it is absent, damaged or too short.
+
+  lens(width, height): makes pictures of another projection: -> (height, width to reduce to, function of such a picture, its result's size).
+  """
   if not os.path.exists(path):
     raise UserError(f"{path}: no such video")
   try:
@@ -52,8 +55,9 @@ def decode(path, image_size: int, start: int = 0, count: int | None = None) -> F
         raise UserError(f"{path}: tells no frame rate")
       _check_size(stream.width, stream.height, path)
       size = fit(stream.width, stream.height, image_size)
+      reduced, remap, size = lens(stream.width, stream.height) if lens else (size, None, size)
       numbered = enumerate(container.decode(stream)) if count is None else _from(container, stream, start, count, path)
-      jpeg_F = tuple(_jpeg(frame, number, size, path) for number, frame in numbered)
+      jpeg_F = tuple(_jpeg(frame, number, reduced, remap, path) for number, frame in numbered)
       if not jpeg_F or (count is not None and len(jpeg_F) < count):
         wanted = "" if count is None else f", expected {count} from frame {start} on"
         raise UserError(f"{path}: holds {len(jpeg_F) or 'no'} frame{wanted}")
@@ -79,10 +83,11 @@ def _from(container, stream, start, count, path):
       return
 
 
-def _jpeg(frame, number, size, path) -> bytes:
+def _jpeg(frame, number, size, remap, path) -> bytes:
   if frame.is_corrupt:
     raise UserError(f"{path}: frame {number} is corrupt")
-  return encode(frame.reformat(width=size[1], height=size[0], format="rgb24", interpolation="AREA").to_ndarray())
+  rgb = frame.reformat(width=size[1], height=size[0], format="rgb24", interpolation="AREA").to_ndarray()
+  return encode(remap(rgb) if remap else rgb)
 
 
 def encode(rgb_YxXx3) -> bytes:
