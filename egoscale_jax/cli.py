@@ -36,6 +36,7 @@ def prepare(arguments):
     arguments.workers,
     image_size=arguments.image_size,
     validation=arguments.validation,
+    columns=arguments.columns,
   )
   print("\n".join(summary.lines()))
 
@@ -127,7 +128,12 @@ def _parser():
   sub.add_argument("--source", required=True, choices=SOURCES, help="the format of the recordings")
   sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
   sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the shards, statistics.json and manifest.json")
-  sub.add_argument("--hand", default="sharpa_wave", metavar="NAME", help="robot hand to retarget to (default sharpa_wave)")
+  sub.add_argument(
+    "--hand",
+    metavar="NAME",
+    help="robot hand to retarget humans to (default sharpa_wave), or that a recorded robot has (default: its own)",
+  )
+  sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
   sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
   sub.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="share of the scenes held out (default 0.1)")

@@ -41,6 +41,8 @@ def check(episode: schema.Episode) -> tuple[np.ndarray, list[Finding]]:
     detail = "poses are seen from a camera whose own motion nobody knows, expected poses in a frame that stands still"
     finding = Finding("moving_frame", "rejected", "", episode.num_frames, 0, detail)
     return np.zeros((episode.num_frames, 2), bool), [finding]
+  if episode.embodiment != schema.HUMAN:
+    return _check_robot(episode)
   findings = []
   camera_F, camera_findings = _check_camera(episode)
   findings.extend(camera_findings)
@@ -49,10 +51,35 @@ def check(episode: schema.Episode) -> tuple[np.ndarray, list[Finding]]:
     hand_F, hand_findings = _check_hand(episode.keypoints_Fx2xPx3[:, i], episode.confidence_Fx2xP[:, i], side, episode.rate_hz)
     valid_Fx2[:, i] &= hand_F
     findings.extend(hand_findings)
-  if episode.num_frames < MIN_FRAMES:
-    detail = f"{episode.num_frames} frames, expected at least {MIN_FRAMES}"
-    findings.append(Finding("too_short", "rejected", "", episode.num_frames, 0, detail))
-  return valid_Fx2, findings + check_valid(valid_Fx2, episode.rate_hz)
+  return valid_Fx2, findings + _check_length(episode) + check_valid(valid_Fx2, episode.rate_hz)
+
+
+def _check_length(episode):
+  if episode.num_frames >= MIN_FRAMES:
+    return []
+  detail = f"{episode.num_frames} frames, expected at least {MIN_FRAMES}"
+  return [Finding("too_short", "rejected", "", episode.num_frames, 0, detail)]
+
+
+def _check_robot(episode):
+  """A robot's wrists and joints: finite, and the wrists without jumps. Its camera stands where it stands: no label is made of its pose."""
+  has_wrist_Fx2 = episode.has_wrist_Fx2
+  if not has_wrist_Fx2.any():
+    detail = "the recording tells no wrist pose, expected one of the hands': tell which columns hold it (data/sources/columns.py)"
+    return np.zeros_like(has_wrist_Fx2), [Finding("no_wrist", "rejected", "", episode.num_frames, 0, detail)]
+  findings, valid_Fx2 = [], has_wrist_Fx2.copy()
+  known_Fx2xJ = np.isfinite(episode.joints_Fx2xJ) | np.isfinite(episode.joint_targets_Fx2xJ)
+  for i, side in enumerate(keypoints.SIDES):
+    if not has_wrist_Fx2[:, i].any():
+      continue  # a robot of one arm: nothing is wrong with the other
+    lost_F = ~has_wrist_Fx2[:, i]
+    jump_F, speed = _jumps(episode.T_world_wrist_Fx2x4x4[:, i, :3, 3], episode.rate_hz, MAX_WRIST_SPEED)
+    joints_F = ~known_Fx2xJ[:, i, : len(episode.joint_names[i])].all(axis=1)
+    findings += masked("not_finite", side, lost_F, "the wrist's pose is NaN or infinite")
+    findings += masked("wrist_jump", side, jump_F, f"up to {speed:.3g} m/s, expected at most {MAX_WRIST_SPEED:g}")
+    findings += masked("joints_not_finite", side, joints_F, "a joint is NaN or infinite")
+    valid_Fx2[:, i] &= ~(jump_F | joints_F)
+  return valid_Fx2, findings + _check_length(episode) + check_valid(valid_Fx2, episode.rate_hz)
 
 
 def absent(points_FxPx3) -> list[int]:
