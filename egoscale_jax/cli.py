@@ -1,6 +1,7 @@
 """The command line: `egoscale VERB ...`, also `python -m egoscale_jax.cli VERB ...`. A user's mistake is one line and exit code 1."""
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
@@ -23,13 +24,26 @@ def simulate(arguments):
   print(f"wrote {arguments.episodes} recordings to {arguments.output}")
 
 
-def prepare(arguments):
-  import importlib
+def _source(name):
+  """The reader of a format; only that one is imported."""
+  return importlib.import_module(f"egoscale_jax.data.sources.{name}")
 
-  from egoscale_jax.data import prepare
+
+def doctor(arguments):
+  from egoscale_jax.data import exclusion
+
+  found = exclusion.examine(_source(arguments.source), arguments.input, arguments.workers, columns=arguments.columns)
+  print("\n".join(exclusion.lines(found)))
+  if arguments.output:
+    exclusion.save(found, arguments.output)
+    print(f"wrote {arguments.output}")
+
+
+def prepare(arguments):
+  from egoscale_jax.data import exclusion, prepare
 
   summary = prepare.prepare(
-    importlib.import_module(f"egoscale_jax.data.sources.{arguments.source}"),
+    _source(arguments.source),
     arguments.input,
     arguments.output,
     arguments.hand,
@@ -37,6 +51,7 @@ def prepare(arguments):
     image_size=arguments.image_size,
     validation=arguments.validation,
     columns=arguments.columns,
+    exclude=exclusion.load(arguments.exclude) if arguments.exclude else (),
   )
   print("\n".join(summary.lines()))
 
@@ -115,6 +130,11 @@ def _parser():
     sub.set_defaults(function=function)
     return sub
 
+  def recordings(sub):
+    sub.add_argument("--source", required=True, choices=SOURCES, help="the format of the recordings")
+    sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
+    sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
+
   sub = verb(simulate, "Write simulated recordings in EgoDex's format.", "egoscale simulate --output=recordings --episodes=20")
   sub.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
   sub.add_argument("--episodes", type=int, default=20, metavar="N", help="how many (default 20); the tasks take turns")
@@ -123,17 +143,23 @@ def _parser():
   sub.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")
 
   sub = verb(
+    doctor, "Check recordings, and list those to leave out.", "egoscale doctor --source=egodex --input=recordings --output=doctor.json"
+  )
+  recordings(sub)
+  sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
+  sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
+
+  sub = verb(
     prepare, "Recordings to shards: read, check, label, store.", "egoscale prepare --source=egodex --input=recordings --output=shards"
   )
-  sub.add_argument("--source", required=True, choices=SOURCES, help="the format of the recordings")
-  sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
+  recordings(sub)
+  sub.add_argument("--exclude", metavar="FILE", help="recordings to leave out, a list that `egoscale doctor` wrote")
   sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the shards, statistics.json and manifest.json")
   sub.add_argument(
     "--hand",
     metavar="NAME",
     help="robot hand to retarget humans to (default sharpa_wave), or that a recorded robot has (default: its own)",
   )
-  sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
   sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
   sub.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="share of the scenes held out (default 0.1)")

@@ -32,6 +32,7 @@ class Finding:
   side: str  # "left", "right", or "" where it is not of one hand
   count: int  # frames
   first_frame: int
+  last_frame: int  # of them
   detail: str  # what was found, what was expected
 
 
@@ -39,7 +40,7 @@ def check(episode: schema.Episode) -> tuple[np.ndarray, list[Finding]]:
   """-> valid [F, 2] bool (left, right) and the findings; the episode is usable where none of them has the severity "rejected"."""
   if episode.frame is schema.Frame.CAMERA:
     detail = "poses are seen from a camera whose own motion nobody knows, expected poses in a frame that stands still"
-    finding = Finding("moving_frame", "rejected", "", episode.num_frames, 0, detail)
+    finding = rejected("moving_frame", episode.num_frames, episode.num_frames, detail)
     return np.zeros((episode.num_frames, 2), bool), [finding]
   if episode.embodiment != schema.HUMAN:
     return _check_robot(episode)
@@ -58,7 +59,7 @@ def _check_length(episode):
   if episode.num_frames >= MIN_FRAMES:
     return []
   detail = f"{episode.num_frames} frames, expected at least {MIN_FRAMES}"
-  return [Finding("too_short", "rejected", "", episode.num_frames, 0, detail)]
+  return [rejected("too_short", episode.num_frames, episode.num_frames, detail)]
 
 
 def _check_robot(episode):
@@ -66,7 +67,7 @@ def _check_robot(episode):
   has_wrist_Fx2 = episode.has_wrist_Fx2
   if not has_wrist_Fx2.any():
     detail = "the recording tells no wrist pose, expected one of the hands': tell which columns hold it (data/sources/columns.py)"
-    return np.zeros_like(has_wrist_Fx2), [Finding("no_wrist", "rejected", "", episode.num_frames, 0, detail)]
+    return np.zeros_like(has_wrist_Fx2), [rejected("no_wrist", episode.num_frames, episode.num_frames, detail)]
   findings, valid_Fx2 = [], has_wrist_Fx2.copy()
   known_Fx2xJ = np.isfinite(episode.joints_Fx2xJ) | np.isfinite(episode.joint_targets_Fx2xJ)
   for i, side in enumerate(keypoints.SIDES):
@@ -95,14 +96,20 @@ def check_valid(valid_Fx2, rate_hz) -> list[Finding]:
     return []
   seconds = " and ".join(f"{side} {count / rate_hz:.2f} s" for side, count in zip(keypoints.SIDES, count_2))
   detail = f"valid {seconds}, expected one of the hands for {MIN_VALID_SECONDS} s"
-  return [Finding("no_hand", "rejected", "", int((~valid_Fx2.any(axis=1)).sum()), 0, detail)]
+  return [rejected("no_hand", int((~valid_Fx2.any(axis=1)).sum()), len(valid_Fx2), detail)]
 
 
 def masked(name, side, bad_F, detail) -> list[Finding]:
   """The finding of the frames where bad_F, or none."""
   if not bad_F.any():
     return []
-  return [Finding(name, "masked", side, int(bad_F.sum()), int(bad_F.argmax()), detail)]
+  at = np.flatnonzero(bad_F)
+  return [Finding(name, "masked", side, len(at), int(at[0]), int(at[-1]), detail)]
+
+
+def rejected(name, count, num_frames, detail) -> Finding:
+  """The finding of an episode as a whole, for the sake of `count` of its frames."""
+  return Finding(name, "rejected", "", count, 0, num_frames - 1, detail)
 
 
 def _check_camera(episode):

@@ -45,6 +45,8 @@ class Summary:
       lines.append(f"masked {name}: {row['frames']} of {total['frames']} frames, in {row['episodes']} of {total['kept']} episodes")
     lines += self._named_findings()
     lines += [f"rejected {e['error']}" for e in entries if e["status"] == manifest.REJECTED]
+    if self.manifest["excluded"]:
+      lines.append(f"left out {len(self.manifest['excluded'])} recordings by the list of exclusions")
     lines.append(f"kept {total['kept']} of {len(entries)} episodes, {60 * total['hours']:.1f} minutes, in {self.output_dir}")
     return lines
 
@@ -55,8 +57,11 @@ class Summary:
     return lines + ([f"  ... and {len(rows) - NAMED} more, see {manifest.FILE}"] if len(rows) > NAMED else [])
 
 
-def prepare(source, input_dir, output_dir, hand_name=None, workers=1, image_size=256, validation=0.1, seed=0, columns="") -> Summary:
-  """source: a module of data/sources; validation: the share of the scenes held out; columns: a config of data/sources/columns.py.
+def prepare(
+  source, input_dir, output_dir, hand_name=None, workers=1, image_size=256, validation=0.1, seed=0, columns="", exclude=()
+) -> Summary:
+  """source: a module of data/sources; validation: the share of the scenes held out; columns: a config of data/sources/columns.py;
+  exclude: ids of recordings to leave out.
 
   hand_name as hands.hand.load takes it: the hand that a human's are retargeted to (None: DEFAULT_HAND), and the one that a robot is said to
   have (None: its own joints are kept, whatever they are).
@@ -64,13 +69,15 @@ def prepare(source, input_dir, output_dir, hand_name=None, workers=1, image_size
   """
   output_dir = os.path.abspath(os.fspath(output_dir))
   _check_arguments(output_dir, image_size, validation)
-  recordings = find(source, input_dir, columns)
+  found = find(source, input_dir, columns)
+  recordings = [recording for recording in found if recording.id not in exclude]
   hands = _load_hands(hand_name or DEFAULT_HAND)
   partial = f"{output_dir}.partial-{os.getpid()}"
   head = {
     "package": importlib.metadata.version("egoscale_jax"),
     "source": source.SOURCE,
     "input": os.fspath(input_dir),
+    "excluded": sorted(recording.id for recording in found if recording.id in exclude),
   }
   head |= {"image_size": image_size, "seed": seed, "validation": validation}
   with _writing(output_dir):
