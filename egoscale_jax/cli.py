@@ -56,6 +56,15 @@ def prepare(arguments):
   print("\n".join(summary.lines()))
 
 
+def export(arguments):
+  from egoscale_jax.data import export_lerobot
+
+  count, left_out = export_lerobot.export(
+    _source(arguments.source), arguments.input, arguments.output, arguments.workers, arguments.image_size, arguments.columns
+  )
+  print("\n".join([*(f"left out {line}" for line in left_out), f"wrote {count} episodes to {arguments.output}"]))
+
+
 def retarget(arguments):
   from egoscale_jax.hands import files
 
@@ -163,6 +172,17 @@ def _parser():
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
   sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
   sub.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="share of the scenes held out (default 0.1)")
+
+  sub = verb(
+    export,
+    "Recordings to a data set of another format.",
+    "egoscale export --to=lerobot --source=egodex --input=recordings --output=out",
+  )
+  recordings(sub)
+  sub.add_argument("--to", required=True, choices=("lerobot",), help="LeRobot 3.0")
+  sub.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+  sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
+  sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
 
   sub = verb(
     retarget,

@@ -1,7 +1,8 @@
 """manifest.json beside the shards: what was read, what was left out and why.
 
 Keys: version, package, source, input, excluded [id], hand, image_size, seed, validation, embodiments, episodes [one dict an episode, of
-`entry`], totals {kept, rejected, frames, hours, clips {split: n}, masked {"<finding> <side>": {frames, episodes}}}, notes, statistics_sha256.
+`entry`], totals {kept, rejected, frames, hours, clips {split: n}, masked {"<finding> <side>": {frames, episodes}}}, notes,
+statistics_sha256.
 """
 
 import collections

@@ -65,7 +65,7 @@ def test_without_a_config_state_and_action_are_kept_and_no_frame_is_claimed(tmp_
   assert not e.has_wrist_Fx2.any()
   assert np.isnan(e.intrinsics_3x3).all()
   assert e.state_names == robots.NAMES
-  assert e.camera_names == (robots.KEY,)  # the other is in info.json alone
+  assert e.camera_names == ("ego",)  # the other is in info.json alone
 
 
 def test_modality_json_tells_hands_camera_and_text(tmp_path):
@@ -217,7 +217,7 @@ def test_pictures_in_the_table(tmp_path):
   (root / "meta/egoscale.json").write_text(json.dumps(config(cameras={robots.KEY: {}, "observation.images.wrist": {"name": "wrist"}})))
   e = lerobot.read(lerobot.find(tmp_path)[0], 180)
   fuzz.check_shapes(e)
-  assert e.camera_names == (robots.KEY, "wrist")
+  assert e.camera_names == ("ego", "wrist")
   assert e.jpeg_CxF[1] == tuple(jpegs)  # of the right size: not encoded twice
 
 

@@ -8,7 +8,6 @@ first annotation, and the slices `left_hand`, `right_hand`, `left_gripper`, `rig
 both, state and action are kept as they are. What info.json claims and the disk does not have is not believed: files count.
 """
 
-import dataclasses
 import functools
 import json
 import os
@@ -17,31 +16,13 @@ import re
 import numpy as np
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, columns, parquet, video
+from egoscale_jax.data.sources import checks, columns, lerobot_meta, parquet, video
 from egoscale_jax.errors import UserError
 
 SOURCE = "lerobot"
 LICENCE = "not told by the data set"
-VERSIONS = ("v2.0", "v2.1", "v3.0")
-_EPISODE = re.compile(r"episode_(\d{1,9})\.parquet$")
 _PLACE = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")  # of the templates of paths; str.format would look into objects
 _CLOCK = 0.5  # of a frame, that a step between timestamps may be off
-
-
-@dataclasses.dataclass(frozen=True)
-class Meta:
-  """What is of a data set and not of an episode."""
-
-  root: str
-  info: dict
-  config: dict
-  tasks: dict[int, str]
-  names: dict[str, list]  # of the numbers in a column, where info.json tells them
-  rows: dict[int, dict]  # version 3.0: an episode's place
-
-  @property
-  def path(self):
-    return os.path.join(self.root, "meta", "info.json")
 
 
 def find(directory, config_path="") -> list[schema.Recording]:
@@ -54,7 +35,7 @@ def find(directory, config_path="") -> list[schema.Recording]:
   for name in roots:
     root = os.path.join(directory, name) if name else os.fspath(directory)
     try:
-      episodes = _episodes(_meta(root, os.fspath(directory), os.fspath(config_path)))
+      episodes = lerobot_meta.episodes(lerobot_meta.read(root, os.fspath(directory), os.fspath(config_path)))
     except UserError:
       episodes = [0]  # to be refused by read(), so that the other data sets go on
     files = (os.path.join(root, "meta", "info.json"), os.fspath(directory), os.fspath(config_path))
@@ -66,108 +47,33 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   """-> Episode; poses where a config tells their frame, else state, action and the hands' joints alone."""
   info_path, directory, config_path = recording.files
   root, index = os.path.dirname(os.path.dirname(info_path)), int(recording.id.rsplit("_", 1)[1])
-  meta = _meta(root, directory, config_path)
+  meta = lerobot_meta.read(root, directory, config_path)
   config, place = meta.config, _place(meta, index)
   path, rows = _rows(meta, place, index)
   rate_hz = checks.number(config.get("rate_hz", meta.info.get("fps")), 0.1, 1000, info_path, "fps")
   _check_clock(rows, rate_hz, path)
   table = columns.Table(path, len(rows), functools.partial(parquet.numbers, rows, path=path), meta.names)
   text, spans = _texts(meta, rows, place, rate_hz, path)
-  values = columns.fields(config, table)
+  told = {"licence": config.get("licence", LICENCE), "scene": config.get("scene", recording.id), "text": text, "spans": spans}
+  values = columns.fields(config, table) | told
   values.setdefault("embodiment", config.get("embodiment") or checks.text(meta.info.get("robot_type")) or "unknown")
-  return schema.Episode(
-    **values | schema.views(*_views(meta, rows, place, table, image_size)),
-    id=recording.id,
-    source=SOURCE,
-    licence=config.get("licence", LICENCE),
-    scene=config.get("scene", recording.id),
-    text=text,
-    spans=spans,
-    rate_hz=rate_hz,
-  )
+  values |= schema.views(*_views(meta, rows, place, table, image_size)) | _exported(place, meta)
+  return schema.Episode(**values, id=recording.id, source=SOURCE, rate_hz=rate_hz)
 
 
-def _meta(root, directory, config_path) -> Meta:
-  """Read once for all episodes of a data set, as long as its files stay the same."""
-  files = [os.path.join(directory, columns.FILE), config_path]
-  for folder, _, names in os.walk(os.path.join(root, "meta")):
-    files += [os.path.join(folder, name) for name in names if not name.endswith("stats.json")]
-  stats = [(path, os.stat(path)) for path in sorted(files) if os.path.exists(path)]
-  return _read_meta(root, directory, config_path, tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
-
-
-@functools.lru_cache(maxsize=8)
-def _read_meta(root, directory, config_path, _):
-  info_path = os.path.join(root, "meta", "info.json")
-  info = checks.read_json(info_path)
-  if info.get("codebase_version") not in VERSIONS:
-    raise UserError(f"{info_path}: codebase_version is {info.get('codebase_version')!r:.40}, expected {', '.join(VERSIONS)}")
-  features = checks.field(info, "features", dict, info_path)
-  names = {key: _feature_names(feature) for key, feature in features.items() if isinstance(feature, dict)}
-  third = info["codebase_version"] == "v3.0"
-  tasks = _tasks_parquet(root) if third else _tasks_jsonl(root)
-  return Meta(root, info, _config(root, directory, config_path, features), tasks, names, _places(root) if third else {})
-
-
-def _feature_names(feature):
-  """Names of the numbers of a column: a list, or lists in an object as {"motors": [..]}; None where there are none."""
-  names = feature.get("names")
-  if isinstance(names, dict):
-    names = [name for part in names.values() if isinstance(part, list) for name in part]
-  return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-
-
-def _config(root, directory, config_path, features) -> dict:
-  """egoscale.json, else what modality.json tells; state and action where neither names them."""
-  modality = os.path.join(root, "meta", "modality.json")
-  config = columns.find(config_path, [os.path.join(root, "meta"), directory])
-  if not config and os.path.exists(modality):
-    config = columns.from_modality(modality)
-  defaults = {"state": ["observation.state"], "action": ["action"]}
-  return {key: [name for name in names if name in features] for key, names in defaults.items()} | config
-
-
-def _tasks_jsonl(root) -> dict[int, str]:
-  path, tasks = os.path.join(root, "meta", "tasks.jsonl"), {}
-  checks.readable(path)
+def _exported(place, meta) -> dict:
+  """What data/export_lerobot.py keeps of an episode as a whole, and LeRobot has no place for."""
+  values = {name: place[f"egoscale/{name}"] for name in ("text", "person", "scene", "licence") if f"egoscale/{name}" in place}
   try:
-    with open(path, encoding="utf-8") as file:
-      for line in filter(str.strip, file):
-        entry = json.loads(line)
-        tasks[checks.field(entry, "task_index", int, path)] = checks.text(checks.field(entry, "task", str, path))
-  except (ValueError, OSError, AttributeError, RecursionError) as error:
-    raise UserError(f"{path}: not JSON lines of tasks: {checks.one_line(error)}") from error
-  return tasks
-
-
-def _tasks_parquet(root) -> dict[int, str]:
-  """The text is the index that pandas stored as a column."""
-  path = os.path.join(root, "meta", "tasks.parquet")
-  table = parquet.table(path)
-  column = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
-  if column is None or "task_index" not in table.column_names:
-    raise UserError(f"{path}: has the columns {', '.join(table.column_names)}, expected task_index and task")
-  numbers, texts = table.column("task_index").to_pylist(), table.column(column).to_pylist()
-  return {number: checks.text(text) for number, text in zip(numbers, texts) if isinstance(number, int)}
-
-
-def _places(root) -> dict[int, dict]:
-  """Version 3.0: the row of meta/episodes of each episode, without its statistics."""
-  folder, places = os.path.join(root, "meta", "episodes"), {}
-  for name in checks.find(folder, ".parquet", "meta/episodes/chunk-*/file-*.parquet"):
-    path = os.path.join(folder, name)
-    table = parquet.table(path, wanted=lambda column: not column.startswith("stats/"))
-    for row in table.to_pylist():
-      places[checks.field(row, "episode_index", int, path)] = row
-  return places
-
-
-def _episodes(meta: Meta) -> list[int]:
-  if meta.rows:
-    return sorted(meta.rows)
-  data = os.path.join(meta.root, "data")
-  found = [_EPISODE.search(name) for name in checks.find(data, ".parquet", "data/chunk-*/episode_*.parquet")]
-  return sorted({int(match[1]) for match in found if match})
+    if "egoscale/spans" in place:
+      spans = json.loads(place["egoscale/spans"])
+      values["spans"] = tuple(schema.Span(str(text), float(a), float(b), str(side)) for text, a, b, side in spans)
+  except (ValueError, TypeError, RecursionError) as error:
+    raise UserError(f"{meta.path}: meta/episodes: egoscale/spans is {place['egoscale/spans']!r:.60}, expected JSON") from error
+  for name, value in values.items():
+    if name != "spans" and not (isinstance(value, str) and (value or name == "person")):
+      raise UserError(f"{meta.path}: meta/episodes: egoscale/{name} is {value!r:.60}, expected a text")
+  return values
 
 
 def _place(meta, index) -> dict:
@@ -182,7 +88,7 @@ def _place(meta, index) -> dict:
 
 def _file(meta, template, place, default) -> str:
   """The path that a template of info.json names; one that leaves the data set is refused."""
-  text = checks.field({template: default} | meta.info, template, str, meta.path)
+  text = checks.field({template: default} | {k: v for k, v in meta.info.items() if v is not None}, template, str, meta.path)
 
   def fill(match):
     value = place.get(match[1])
@@ -257,10 +163,21 @@ def _views(meta, rows, place, table, image_size) -> list[schema.View]:
       frames = video.decode(path, image_size, start or 0, None if start is None else table.frames)
       if len(frames.jpeg_F) != table.frames:
         raise UserError(f"{path}: {len(frames.jpeg_F)} frames, expected {table.frames} as {os.path.basename(table.path)} has")
-    views.append(columns.view(config.get(key, {}), key, frames, table))
+    views.append(columns.view(config.get(key, {}) | _intrinsics(place, len(views), meta), key, frames, table))
   if not views:
     raise UserError(f"{meta.path}: no camera: none of its videos is on the disk and it holds no images")
   return views
+
+
+def _intrinsics(place, camera, meta) -> dict:
+  """Those that data/export_lerobot.py keeps, nine numbers a camera or null, as columns.py has them."""
+  if "egoscale/intrinsics" not in place:
+    return {}
+  try:
+    k = json.loads(place["egoscale/intrinsics"])[camera]
+    return {} if None in k else {"intrinsics": [k[0], k[4], k[2], k[5]]}
+  except (ValueError, TypeError, IndexError, RecursionError) as error:
+    raise UserError(f"{meta.path}: meta/episodes: egoscale/intrinsics is {place['egoscale/intrinsics']!r:.60}, expected JSON") from error
 
 
 def _video(meta, place, key):
