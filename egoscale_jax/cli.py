@@ -101,7 +101,7 @@ def evaluate(arguments):
 
 
 def view(arguments):
-  if pathlib.Path(arguments.input).suffix == ".npz":
+  if pathlib.Path(arguments.input).suffix == ".npz" and not arguments.source:
     from egoscale_jax.view import hands
 
     if arguments.workdir:
@@ -110,7 +110,8 @@ def view(arguments):
   else:
     from egoscale_jax.view import video
 
-    video.view(arguments.input, arguments.output, arguments.episode, arguments.workdir)
+    source = _source(arguments.source) if arguments.source else None
+    video.view(arguments.input, arguments.output, arguments.episode, arguments.workdir, source, arguments.columns)
   print(f"wrote {arguments.output}")
 
 
@@ -222,8 +223,10 @@ def _parser():
     "egoscale view --input=shards --output=hands.mp4",
   )
   sub.add_argument("--input", required=True, metavar="PATH", help="a shards folder, a recording's .hdf5, or an .npz of retarget")
+  sub.add_argument("--source", choices=SOURCES, help="--input is a folder of recordings of this format")
+  sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
   sub.add_argument("--output", required=True, metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
-  sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a shards folder (default 0)")
+  sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a folder (default 0)")
   sub.add_argument("--workdir", metavar="DIR", help="a work directory of `egoscale train`")
 
   sub = verb(

@@ -157,3 +157,22 @@ def test_landmarks_reach_the_shards(tmp_path, monkeypatch):
   assert all(r["valid"].all() for r in by_start.values())
   description = json.loads((tmp_path / "out/egoscale/1.0.0/dataset_info.json").read_text())
   assert "CC BY 4.0" in json.dumps(description)
+
+
+@pytest.mark.parametrize("write", [test_landmarks.write, robots.write_v3])
+def test_view_draws_an_episode_of_any_source(tmp_path, write):
+  """Something is drawn where the wrist is: the keypoints of a human, the axes of a robot."""
+  from egoscale_jax.view import episodes, video
+
+  source = {test_landmarks.write: landmarks, robots.write_v3: lerobot}[write]
+  write(tmp_path / "in")
+  footage = episodes.open_footage(tmp_path / "in", 0, source)
+  drawn = np.asarray(video.annotate(footage, 5))
+  camera = geometry.transform(geometry.se3_inverse(footage.T_world_camera_Fx4x4[5]), footage.T_world_wrist_Fx2x4x4[5, 0, None, :3, 3])
+  scale = drawn.shape[1] / 320
+  x, y = ((geometry.project(footage.intrinsics_3x3, camera)[0] + 0.5) * scale).round().astype(int)
+  patch = drawn[y - 6 : y + 6, x - 6 : x + 6].astype(int)
+  assert (np.ptp(patch, axis=2) > 60).any()  # coloured, on a grey picture
+  video.view(tmp_path / "in", tmp_path / "v.png", 0, source=source)
+  with pytest.raises(UserError, match=r"--episode=9: .* holds"):
+    video.view(tmp_path / "in", tmp_path / "v.png", 9, source=source)
