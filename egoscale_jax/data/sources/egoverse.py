@@ -7,6 +7,7 @@ length: arrays may be padded past it. 1e9, and a hand of zeros, stand for what i
 are JSON texts with frames.
 """
 
+import functools
 import json
 import os
 import warnings
@@ -91,11 +92,43 @@ def _zarr(call, path, name):
   import zarr
 
   try:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), zarr.config.set(_careful_codecs()):
       warnings.simplefilter("ignore")  # texts and bytes are not yet in the standard of version 3
       return call(zarr)
   except Exception as error:
     raise UserError(f"{path}: {name} is not readable: {type(error).__name__}: {checks.one_line(error)}") from error
+
+
+@functools.cache
+def _careful_codecs() -> dict:
+  """zarr's settings under which a chunk of texts or bytes is refused that claims more items than it has room for.
+
+  numcodecs 0.16 allocates what the chunk's first four bytes claim, up to 34 GB, before it looks at the rest.
+  """
+  import zarr.codecs
+  import zarr.registry
+
+  settings = {}
+  for name, base in (("vlen-bytes", zarr.codecs.VLenBytesCodec), ("vlen-utf8", zarr.codecs.VLenUTF8Codec)):
+
+    class Careful(base):
+      def _decode_sync(self, chunk_bytes, chunk_spec):
+        return super()._decode_sync(_checked(chunk_bytes, chunk_spec), chunk_spec)
+
+      async def _decode_single(self, chunk_bytes, chunk_spec):
+        return await super()._decode_single(_checked(chunk_bytes, chunk_spec), chunk_spec)
+
+    zarr.registry.register_codec(name, Careful, qualname=f"egoscale.{name}")
+    settings[f"codecs.{name}"] = f"egoscale.{name}"
+  return settings
+
+
+def _checked(chunk_bytes, chunk_spec):
+  """The same chunk; ValueError where its count of items is not that of its shape."""
+  claimed = int.from_bytes(chunk_bytes.as_numpy_array()[:4].tobytes(), "little")
+  if claimed != np.prod(chunk_spec.shape, dtype=np.int64):
+    raise ValueError(f"a chunk claims {claimed} items, its shape is {chunk_spec.shape}")
+  return chunk_bytes
 
 
 def _poses(arrays, name, num_frames, path):
