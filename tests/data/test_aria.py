@@ -113,6 +113,18 @@ def test_hands_go_from_the_device_to_the_world_in_our_order(tmp_path):
   assert {f.name for f in doctor.check(e)[1]} == {"not_finite"}  # of the one frame
 
 
+def test_an_empty_field_is_a_missing_hand(tmp_path):
+  path = write(tmp_path, lost=()) / "hand_tracking" / "hand_tracking_results.csv"
+  lines = path.read_text().splitlines()
+  fields = lines[8].split(",")
+  fields[5] = ""
+  path.write_text("\n".join([*lines[:8], ",".join(fields), *lines[9:]]))
+  e = read(tmp_path)
+  lost = ~e.has_keypoint_Fx2xP
+  lost[:, :, 1] = False  # never there
+  assert np.argwhere(lost).tolist() == [[7, 0, keypoints.NAMES.index("index_tip")]]
+
+
 def test_pinhole_pictures_of_the_user(tmp_path):
   write(tmp_path, intrinsics=[100, 101, 119.5, 118.5])
   e = read(tmp_path)
@@ -198,8 +210,14 @@ def test_damaged_foreign_and_closed_files(tmp_path):
   for name, (file, change, _) in spoil.items():
     edit(write(tmp_path, name) / file, change)
   write(tmp_path, "whole")
+  write(tmp_path, "x_video_lost")
+  (tmp_path / "x_video_lost.mp4").unlink()
+  write(tmp_path, "x_times_lost")
+  (tmp_path / "x_times_lost.json").unlink()
   lines = fuzz.lines_of(aria, tmp_path)
-  assert len(lines) == len(spoil)
+  assert "x_times_lost.json: missing, expected the time of every frame of x_times_lost.mp4" in lines[-2]
+  assert "x_video_lost.mp4: missing, expected the pictures, made of the VRS file" in lines[-1]
+  assert len(lines) == len(spoil) + 2
   for line, (_, _, cause) in zip(lines, spoil.values()):
     assert cause in line
   lines = fuzz.lines_where_closed(aria, lambda folder: write(folder) / "slam" / "closed_loop_trajectory.csv")

@@ -80,6 +80,15 @@ def test_world_joints_camera_and_texts_come_as_written(tmp_path):
   assert (episode.scene, episode.frame) == ("kitchen_7", schema.Frame.WORLD)
 
 
+def test_a_hand_or_a_text_that_is_not_there(tmp_path):
+  write(tmp_path, left=None, text={"left": None, "right": [("Pour the tea.", None)]})
+  episode = read(tmp_path)
+  fuzz.check_shapes(episode)
+  assert not episode.has_keypoint_Fx2xP[:, 0].any()
+  assert episode.text == "Right hand: Pour the tea."
+  assert (episode.spans[0].start_s, episode.spans[0].end_s) == (0, FRAMES / 30)
+
+
 def test_the_frames_are_those_of_the_raw_video_that_the_annotation_names(tmp_path):
   import simplejpeg
 
@@ -113,6 +122,7 @@ BAD = {
   "no hand": (dict(right=3), "right is 3, expected dict"),
   "texts": (dict(text={"left": ["x"]}), "text/left holds 'x', expected (text, (first frame, last frame))"),
   "no text": (dict(text={}), "no language text"),
+  "text's frames": (dict(text={"left": [("x", "y")]}), "text/left is <U1, expected numbers"),
   "text beyond": (dict(text={"right": [("a", (0, 99))]}), "text/right is of the frames 0 to 99"),
   "frames": (dict(video_decode_frame=[5] * FRAMES), "video_decode_frame does not count 12 frames"),
   "past the video": (dict(video_decode_frame=list(range(100, 100 + FRAMES))), "expected 12 from frame 100 on"),

@@ -55,6 +55,12 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   hands_path, trajectory_path, calibration_path, mp4_path, json_path = recording.files
   time_s, points_Nx2x21x3, confidence_Nx2 = _hands(hands_path)
   pose_s, T_world_device = _trajectory(trajectory_path)
+  for file, use in (
+    (mp4_path, "the pictures, made of the VRS file"),
+    (json_path, f"the time of every frame of {os.path.basename(mp4_path)}"),
+  ):
+    if not os.path.exists(file):
+      raise UserError(f"{file}: missing, expected {use}: see data/sources/aria.py")
   told = checks.read_json(json_path)
   video_s = checks.floats(checks.field(told, "timestamps_us", list, json_path), (None,), json_path, "timestamps_us") * 1e-6
   grid_s, rate_hz = _grid(time_s, video_s, hands_path, json_path)
@@ -87,8 +93,8 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   )
 
 
-def _csv(path, names, kind=float):
-  """Columns of a csv with a header, by their names -> [N, len(names)]."""
+def _csv(path, names, kind=float, gaps=False):
+  """Columns of a csv with a header, by their names -> [N, len(names)]; gaps: an empty field is NaN."""
   checks.readable(path)
   if os.path.getsize(path) > _MAX_BYTES:
     raise UserError(f"{path}: {os.path.getsize(path)} bytes, expected at most {_MAX_BYTES}")
@@ -98,8 +104,10 @@ def _csv(path, names, kind=float):
       missing = [name for name in names if name not in header]
       if missing:
         raise UserError(f"{path}: the column {missing[0]} is missing, expected a csv of Project Aria MPS")
+      converters = {"converters": lambda text: float(text or "nan")} if gaps else {}
       with warnings.catch_warnings(action="ignore"):  # of an empty table, which is told below
-        table = np.loadtxt(file, delimiter=",", usecols=[header.index(name) for name in names], dtype=kind, ndmin=2, comments=None)
+        columns = [header.index(name) for name in names]
+        table = np.loadtxt(file, delimiter=",", usecols=columns, dtype=kind, ndmin=2, comments=None, **converters)
   except (ValueError, OSError, IndexError, MemoryError) as error:
     raise UserError(f"{path}: not a readable csv: {checks.one_line(error)}") from error
   if not len(table):
@@ -119,7 +127,7 @@ def _hands(path):
   """-> seconds [N], points in the device's frame [N, 2, 21, 3] in our order, confidence [N, 2]; NaN where there is no hand."""
   names = ["tracking_timestamp_us", *(f"{side}_tracking_confidence" for side in keypoints.SIDES)]
   names += [f"t{axis}_{side}_landmark_{i}_device" for side in keypoints.SIDES for i in range(21) for axis in "xyz"]
-  table = _csv(path, names)
+  table = _csv(path, names, gaps=True)
   confidence = np.where((table[:, 1:3] >= 0) & (table[:, 1:3] <= 1), table[:, 1:3], np.nan)
   points = table[:, 3:].reshape(-1, 2, 21, 3)
   points = np.concatenate([points, np.full_like(points[:, :, :1], np.nan)], axis=2)[:, :, list(LANDMARKS)]

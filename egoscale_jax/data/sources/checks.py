@@ -105,7 +105,7 @@ def floats(array, shape, path, name) -> np.ndarray:
     array = np.asarray(array)
   except ValueError as error:
     raise UserError(f"{path}: {name} is ragged, expected numbers of the shape {_told(shape)}") from error
-  if array.dtype.kind not in "fiu":
+  if array.dtype.kind not in "fiub":
     raise UserError(f"{path}: {name} is {array.dtype}, expected numbers")
   if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape)):
     raise UserError(f"{path}: {name} has shape {array.shape}, expected {_told(shape)}")

@@ -184,7 +184,9 @@ def _array(mapping, name, path):
 
 
 def _hand(info, side, num_frames, path):
-  """-> points [F, 21, 3] in the world and confidence [F, 21]: 1 where the hand was kept, NaN and 0 where not."""
+  """-> points [F, 21, 3] in the world and confidence [F, 21]: 1 where the hand was kept, NaN and 0 where not, or where there is no hand."""
+  if not info.get(side):
+    return checks.keypoints(schema.missing(num_frames, 21, 3))
   hand = checks.field(info, side, dict, path)
   kept_F = checks.floats(_array(hand, "kept_frames", path), (num_frames,), path, f"{side}/kept_frames") != 0
   name = f"{side}/joints_worldspace"
@@ -194,11 +196,11 @@ def _hand(info, side, num_frames, path):
 
 def _spans(info, side, num_frames, path):
   """[(text, (first frame, last))] -> Spans that still count frames."""
-  entries = checks.field(info, "text", dict, path).get(side, [])
-  for entry in entries if isinstance(entries, list | tuple) else [None]:
-    if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], list | tuple)):
+  entries = checks.field(info, "text", dict, path).get(side) or []
+  for entry in entries if isinstance(entries, list | tuple) else [entries]:
+    if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)):
       raise UserError(f"{path}: text/{side} holds {entry!r:.60}, expected (text, (first frame, last frame))")
-    start, end = checks.floats(entry[1], (2,), path, f"text/{side}")
+    start, end = (0, num_frames) if entry[1] is None else checks.floats(entry[1], (2,), path, f"text/{side}")
     if not 0 <= start <= end <= num_frames:
       raise UserError(f"{path}: text/{side} is of the frames {start:g} to {end:g}, expected them within 0 to {num_frames}")
     if checks.text(entry[0]):
