@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, video
+from egoscale_jax.data.sources import checks, hdf5, video
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -42,9 +42,6 @@ def _recording(directory, stem):
   return schema.Recording(stem.replace(os.sep, "/"), tuple(os.path.join(directory, stem + end) for end in (".hdf5", ".mp4")))
 
 
-CORRUPT = (OSError, RuntimeError, KeyError, ValueError)  # each seen from h5py, on files with some bytes changed
-
-
 def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   """-> Episode; a pose that is not finite becomes NaN keypoints of confidence 0 (camera: NaN), anything else that is wrong a UserError."""
   return read_as(recording, image_size, SOURCE, LICENCE)
@@ -62,7 +59,7 @@ def read_as(recording: schema.Recording, image_size: int, source: str, licence: 
       intrinsics_3x3 = _intrinsics(file, hdf5_path)
       T_world_camera_Fx4x4 = _poses(file, hdf5_path, "camera", None)
       keypoints_Fx2xPx3, confidence_Fx2xP = _hands(file, hdf5_path, len(T_world_camera_Fx4x4))
-  except CORRUPT as error:
+  except hdf5.CORRUPT as error:
     raise UserError(f"{hdf5_path}: not a readable HDF5 file: {checks.one_line(error)}") from error
   frames = video.decode(mp4_path, image_size)
   num_frames = len(frames.jpeg_F)
@@ -105,10 +102,8 @@ def _text(file, path) -> str:
 
 
 def _dataset(file, path, name):
-  """A dataset of the file as an array; UserError where it is not one."""
-  if not isinstance(file.get(name), h5py.Dataset):
-    raise UserError(f"{path}: {name} is missing")
-  array = file[name][()]
+  """A dataset of the file as an array of floats; UserError where it is not one."""
+  array = hdf5.array(file, path, name)
   if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
     raise UserError(f"{path}: {name} is {getattr(array, 'dtype', type(array).__name__)}, expected an array of floats")
   return array

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, egodex, video
+from egoscale_jax.data.sources import checks, hdf5, video
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -41,7 +41,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
     with h5py.File(path, "r") as file:
       hands = [_hand(file, side, path) for side in keypoints.SIDES]
       k_3x3 = _array(file, "intrinsics", (3, 3), path)
-  except egodex.CORRUPT as error:
+  except hdf5.CORRUPT as error:
     raise UserError(f"{path}: not a readable HDF5 file: {checks.one_line(error)}") from error
   if len(hands[0]) != len(hands[1]):
     raise UserError(f"{path}: left_hand has {len(hands[0])} frames and right_hand {len(hands[1])}, expected the same")
@@ -72,11 +72,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
 
 
 def _array(file, name, shape, path):
-  if not isinstance(file.get(name), h5py.Dataset):
-    raise UserError(f"{path}: {name} is missing")
-  if file[name].size > checks.MAX_FRAMES * 63:
-    raise UserError(f"{path}: {name} has {file[name].size} numbers, expected at most {checks.MAX_FRAMES * 63}")
-  return checks.floats(file[name][()], shape, path, name)
+  return checks.floats(hdf5.array(file, path, name), shape, path, name)
 
 
 def _hand(file, side, path):

@@ -1,5 +1,8 @@
 """Tables of parquet files for the readers; pyarrow is imported when one is read."""
 
+import functools
+import os
+
 import numpy as np
 
 from egoscale_jax.data.sources import checks
@@ -13,6 +16,7 @@ def table(path, wanted=None, episode=None):
   import pyarrow.parquet
 
   checks.readable(path)
+  stat = os.stat(path)
   try:
     with pyarrow.parquet.ParquetFile(path) as file:
       # Of the file's own metadata no more is asked: pyarrow 26 ends the process where that of a row group is damaged.
@@ -21,7 +25,7 @@ def table(path, wanted=None, episode=None):
       names = [name for name in file.schema_arrow.names if wanted is None or wanted(name)]
       if episode is None or "episode_index" not in names:
         return _valid(file.read(columns=names, use_threads=False))
-      groups = [i for i in range(file.num_row_groups) if _holds(file, i, episode)]
+      groups = [i for i, there in enumerate(_episodes_of_groups(path, stat.st_size, stat.st_mtime_ns)) if episode in there]
       read = _valid(file.read_row_groups(groups, columns=names, use_threads=False))
       return read.filter(pyarrow.compute.equal(read.column("episode_index"), episode))
   except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, MemoryError) as error:
@@ -34,11 +38,14 @@ def _valid(read):
   return read
 
 
-def _holds(file, group, episode) -> bool:
-  import pyarrow.compute
+@functools.lru_cache(maxsize=64)
+def _episodes_of_groups(path, _size, _time) -> tuple[frozenset[int], ...]:
+  """The episodes of each row group, read once for all episodes of a file."""
+  import pyarrow.parquet
 
-  numbers = file.read_row_group(group, columns=["episode_index"], use_threads=False).column(0)
-  return pyarrow.compute.any(pyarrow.compute.equal(numbers, episode)).as_py() or False
+  with pyarrow.parquet.ParquetFile(path) as file:
+    groups = (file.read_row_group(i, columns=["episode_index"], use_threads=False) for i in range(file.num_row_groups))
+    return tuple(frozenset(group.column(0).unique().to_pylist()) for group in groups)
 
 
 def numbers(read, name, path) -> np.ndarray:

@@ -17,6 +17,7 @@ from egoscale_jax.data.sources import checks
 from egoscale_jax.errors import UserError
 
 JPEG_QUALITY = 92
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the second only where warnings are errors
 MAX_PIXELS = 64_000_000  # 8k; a header that claims more is damaged or hostile, and a decoder would allocate it
 
 
@@ -113,7 +114,7 @@ def pictures(encoded, image_size: int, path, what: str) -> Frames:
         jpeg_F.append(encode(np.asarray(small)))
     except UserError:
       raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, TypeError) as error:  # each seen from Pillow on damaged bytes
+    except (OSError, ValueError, SyntaxError, *_BOMBS, TypeError) as error:  # each seen from Pillow on damaged bytes
       raise UserError(f"{path}: {what} at frame {number} is no readable picture: {checks.one_line(error)}") from error
   if not jpeg_F:
     raise UserError(f"{path}: {what} holds no frame")
