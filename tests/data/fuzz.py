@@ -1,5 +1,6 @@
 """Damaged files for the readers: whatever the bytes are, read() answers with an Episode or with one line, and comes back."""
 
+import json
 import os
 import pathlib
 import tempfile
@@ -71,6 +72,33 @@ def lines_of(source, folder, image_size=32):
     assert "\n" not in line
     assert line.startswith(str(folder)), line
   return lines
+
+
+ODD = (None, 3, -1, 1e300, "x", "", [], {}, [[1]], {"a": 1}, True)
+
+
+def oddities(content):
+  """The content of a JSON file with one value at a time replaced by one of another kind."""
+  yield from ODD
+  items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+  for key, below in list(items):
+    for odd in oddities(below):
+      changed = dict(content) if isinstance(content, dict) else list(content)
+      changed[key] = odd
+      yield changed
+
+
+def survives_odd_json(source, folder, path, count=None):
+  """Reads with every oddity of a JSON file, or with `count` of them drawn at random -> how many were refused."""
+  whole = path.read_text()
+  every = list(oddities(json.loads(whole)))
+  chosen = every if count is None else [every[i] for i in np.random.default_rng(0).choice(len(every), count, replace=False)]
+  refused = 0
+  for content in chosen:
+    path.write_text(json.dumps(content))
+    refused += bool(lines_of(source, folder))
+  path.write_text(whole)
+  return refused
 
 
 def check_shapes(e):

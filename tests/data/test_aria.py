@@ -228,3 +228,10 @@ def test_damaged_foreign_and_closed_files(tmp_path):
 def test_damaged_files_are_refused_or_read_but_never_a_traceback(tmp_path, count):
   write(tmp_path)
   assert fuzz.survives(aria, tmp_path, count) > count // 4
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("file", ["walk.json", "mps_walk_vrs/slam/online_calibration.jsonl"])
+def test_odd_values_in_json_are_refused_or_read_but_never_a_traceback(tmp_path, file, count):
+  write(tmp_path)
+  assert fuzz.survives_odd_json(aria, tmp_path, tmp_path / file, count) > 10

@@ -212,3 +212,9 @@ def test_empty_and_closed(tmp_path):
 def test_damaged_files_are_refused_or_read_but_never_a_traceback(tmp_path, count):
   write(tmp_path)
   assert fuzz.survives(egoverse, tmp_path, count) > count // 4
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("file", ["zarr.json", "obs_head_pose/zarr.json", "images.front_1/zarr.json"])
+def test_odd_values_in_json_are_refused_or_read_but_never_a_traceback(tmp_path, file, count):
+  assert fuzz.survives_odd_json(egoverse, tmp_path, write(tmp_path) / file, count) > 10

@@ -267,3 +267,12 @@ def test_real_parquet_values_are_those_that_pyarrow_reads(shared):
 def test_damaged_files_are_refused_or_read_but_never_a_traceback(tmp_path, write, count):
   write(tmp_path)
   assert fuzz.survives(lerobot, tmp_path, count) > count // 4
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("file", ["meta/egoscale.json", "meta/info.json", "meta/modality.json"])
+def test_odd_values_in_json_are_refused_or_read_but_never_a_traceback(tmp_path, file, count):
+  root = robots.write_v2(tmp_path, config=None if "modality" in file else robots.CONFIG)
+  modality = {"state": {"left_gripper": {"start": 7, "end": 9}}, "video": {"ego": {"original_key": robots.KEY}}, "annotation": {"a.b": {}}}
+  (root / "meta/modality.json").write_text(json.dumps(modality))
+  assert fuzz.survives_odd_json(lerobot, tmp_path, root / file, count) > 10

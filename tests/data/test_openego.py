@@ -140,3 +140,7 @@ def test_absent_foreign_and_closed_files(tmp_path):
 def test_damaged_files_are_refused_or_read_but_never_a_traceback(tmp_path, count):
   write(tmp_path)
   assert fuzz.survives(openego, tmp_path, count) > count // 4
+
+
+def test_odd_values_in_json_are_refused_or_read_but_never_a_traceback(tmp_path):
+  assert fuzz.survives_odd_json(openego, tmp_path, write(tmp_path) / "annotation.json") > 10

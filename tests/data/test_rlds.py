@@ -238,3 +238,10 @@ def test_records_without_checksums_to_protect_them(tmp_path):
     path.write_bytes(b"".join(framed([fuzz.damaged(whole, rng)])))
     refused += bool(fuzz.lines_of(rlds, tmp_path))
   assert refused > 50
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("file", ["egoscale.json", "features.json"])
+def test_odd_values_in_json_are_refused_or_read_but_never_a_traceback(tmp_path, file, count):
+  path = write(tmp_path, records=[example(4, 0)])
+  assert fuzz.survives_odd_json(rlds, tmp_path, path.parent / file, count) > 10

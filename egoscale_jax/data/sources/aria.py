@@ -193,6 +193,8 @@ def _camera(path, told, json_path):
     raise UserError(f"{path}: has no camera {label!r:.40}") from error
   except (ValueError, KeyError, TypeError, OSError, IndexError, RecursionError) as error:
     raise UserError(f"{path}: not an online_calibration.jsonl of MPS: {type(error).__name__} {checks.one_line(error)}") from error
+  if not (np.isfinite(params).all() and np.isfinite(place).all() and (size >= 1).all()):
+    raise UserError(f"{path}: {label} has a lens, a place or a size that is not finite or not positive")
   T_device_sensor = checks.poses_of_quat(place[:, :3], place[:, 3:], path, "T_Device_Camera")[0]
   turn = np.linalg.matrix_power(np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), turns)  # sensor from turned axes
   return {"label": label, "T_device_camera": T_device_sensor @ turn, "turn": turn[:3, :3], "name": name, "params": params, "size": size}

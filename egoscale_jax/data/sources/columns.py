@@ -73,7 +73,7 @@ def load(path) -> dict:
   if "frame" in content and content["frame"] not in (frame.value for frame in schema.Frame if frame is not schema.Frame.NONE):
     raise UserError(f'{path}: frame is {content["frame"]!r:.40}, expected "world", "base" or "camera"')
   for name in ("state", "action"):
-    if not all(isinstance(column, str) for column in content.get(name, [])):
+    if not isinstance(content.get(name, []), list) or not all(isinstance(column, str) for column in content.get(name, [])):
       raise UserError(f"{path}: {name} is {content[name]!r:.60}, expected a list of columns")
   for side in keypoints.SIDES:
     if side in content:
@@ -130,7 +130,7 @@ class Table:
     if type(start) is not int or type(end) is not int or not 0 <= start < end <= values.shape[1]:
       raise UserError(f"{self.path}: {where} is {column}[{start}:{end}], expected a part of its {values.shape[1]} numbers")
     names = spec.get("names") or self._names(column, values.shape[1])[start:end]
-    if len(names) != end - start or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list | tuple) or len(names) != end - start or not all(isinstance(name, str) for name in names):
       raise UserError(f"{self.path}: {where}/names is {names!r:.60}, expected {end - start} texts")
     return values[:, start:end], tuple(names)
 
@@ -152,7 +152,7 @@ class Table:
       return np.repeat(pose, self.frames, axis=0)
     values, _ = self.slice(spec, where)
     layout = spec.get("pose")
-    if layout not in POSES:
+    if not isinstance(layout, str) or layout not in POSES:
       raise UserError(f"{self.path}: {where}/pose is {layout!r:.40}, expected one of {', '.join(POSES)}")
     count, rotation = POSES[layout]
     if values.shape[1] != count:

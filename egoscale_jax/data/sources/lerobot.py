@@ -54,7 +54,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   _check_clock(rows, rate_hz, path)
   table = columns.Table(path, len(rows), functools.partial(parquet.numbers, rows, path=path), meta.names)
   text, spans = _texts(meta, rows, place, rate_hz, path)
-  told = {"licence": config.get("licence", LICENCE), "scene": config.get("scene", recording.id), "text": text, "spans": spans}
+  told = {"licence": config.get("licence") or LICENCE, "scene": config.get("scene") or recording.id, "text": text, "spans": spans}
   values = columns.fields(config, table) | told
   values.setdefault("embodiment", config.get("embodiment") or checks.text(meta.info.get("robot_type")) or "unknown")
   values |= schema.views(*_views(meta, rows, place, table, image_size)) | _exported(place, meta)
@@ -131,8 +131,9 @@ def _texts(meta, rows, place, rate_hz, path):
   column = meta.config.get("text") or "task_index"
   if column in rows.column_names:
     told = rows.column(column).to_pylist()
-    if any(not isinstance(value, str) and value not in meta.tasks for value in told):
-      raise UserError(f"{path}: {column} holds {next(v for v in told if v not in meta.tasks)!r:.40}, which is no text and no task")
+    foreign = [value for value in told if not isinstance(value, str) and not (isinstance(value, int) and value in meta.tasks)]
+    if foreign:
+      raise UserError(f"{path}: {column} holds {foreign[0]!r:.40}, which is no text and no task")
     told = [checks.text(value if isinstance(value, str) else meta.tasks[value]) for value in told]
   elif "text" in meta.config:
     raise UserError(f"{path}: the text's column {column} is missing, found {', '.join(rows.column_names)}")
