@@ -49,6 +49,8 @@ def label(episode: schema.Episode, hands, valid_Fx2, retarget) -> tuple[schema.L
 def own_joints(episode) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """The joints of a robot's hands, as many on both sides; a side that it lacks takes the other's names, and is never valid."""
   left, right = episode.joint_names
+  if not (left or right):
+    raise UserError("joints: found none, expected those of a hand or a gripper: tell which columns hold them (data/sources/columns.py)")
   if left and right and len(left) != len(right):
     raise UserError(f"joints: found {len(left)} on the left and {len(right)} on the right, expected as many")
   return left or right, right or left

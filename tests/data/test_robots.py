@@ -138,6 +138,14 @@ def test_robots_of_other_joints_are_not_mixed(tmp_path):
   assert "expected those of testbot as a/episode_000000 has; prepare them apart" in summary.manifest["episodes"][2]["error"]
 
 
+def test_a_wrist_without_a_hand_makes_no_label(tmp_path):
+  config = json.loads(json.dumps(robots.CONFIG))
+  del config["left"]["joints"], config["left"]["joint_targets"]
+  robots.write_v2(tmp_path / "in", config=config)
+  with pytest.raises(UserError, match="joints: found none, expected those of a hand or a gripper"):
+    prepare.prepare(lerobot, tmp_path / "in", tmp_path / "out", image_size=64)
+
+
 def test_columns_are_for_sources_that_need_them(tmp_path):
   test_landmarks.write(tmp_path / "in")
   with pytest.raises(UserError, match=r"columns: found x\.json, expected none: recordings of landmarks"):
