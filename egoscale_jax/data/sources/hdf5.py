@@ -15,7 +15,7 @@ def array(file, path, name) -> np.ndarray:
   place = ""
   for part in name.split("/"):
     place = f"{place}/{part}"
-    if place in file and not isinstance(file.get(place, getlink=True), h5py.HardLink):
+    if not isinstance(file.get(place, h5py.HardLink(), getlink=True), h5py.HardLink):
       raise UserError(f"{path}: {name} is a link, expected it in the file itself")
   dataset = file.get(name)
   if not isinstance(dataset, h5py.Dataset):
