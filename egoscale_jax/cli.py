@@ -1,6 +1,7 @@
 """The command line: `egoscale VERB ...`, also `python -m egoscale_jax.cli VERB ...`. A user's mistake is one line and exit code 1."""
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
@@ -10,6 +11,8 @@ import sys
 from absl import logging
 
 from egoscale_jax.errors import UserError
+
+SOURCES = ("aria", "egodex", "egoverse", "landmarks", "lerobot", "openego", "rlds", "simulated", "vitra")  # the readers of data/sources
 
 
 def simulate(arguments):
@@ -21,20 +24,45 @@ def simulate(arguments):
   print(f"wrote {arguments.episodes} recordings to {arguments.output}")
 
 
+def _source(name):
+  """The reader of a format; only that one is imported."""
+  return importlib.import_module(f"egoscale_jax.data.sources.{name}")
+
+
+def doctor(arguments):
+  from egoscale_jax.data import exclusion
+
+  found = exclusion.examine(_source(arguments.source), arguments.input, arguments.workers, columns=arguments.columns)
+  print("\n".join(exclusion.lines(found)))
+  if arguments.output:
+    exclusion.save(found, arguments.output)
+    print(f"wrote {arguments.output}")
+
+
 def prepare(arguments):
-  from egoscale_jax.data import prepare
-  from egoscale_jax.data.sources import egodex, simulated
+  from egoscale_jax.data import exclusion, prepare
 
   summary = prepare.prepare(
-    {"egodex": egodex, "simulated": simulated}[arguments.source],
+    _source(arguments.source),
     arguments.input,
     arguments.output,
     arguments.hand,
     arguments.workers,
     image_size=arguments.image_size,
     validation=arguments.validation,
+    columns=arguments.columns,
+    exclude=exclusion.load(arguments.exclude) if arguments.exclude else (),
   )
   print("\n".join(summary.lines()))
+
+
+def export(arguments):
+  from egoscale_jax.data import export_lerobot
+
+  count, left_out = export_lerobot.export(
+    _source(arguments.source), arguments.input, arguments.output, arguments.workers, arguments.image_size, arguments.columns
+  )
+  print("\n".join([*(f"left out {line}" for line in left_out), f"wrote {count} episodes to {arguments.output}"]))
 
 
 def retarget(arguments):
@@ -73,7 +101,7 @@ def evaluate(arguments):
 
 
 def view(arguments):
-  if pathlib.Path(arguments.input).suffix == ".npz":
+  if pathlib.Path(arguments.input).suffix == ".npz" and not arguments.source:
     from egoscale_jax.view import hands
 
     if arguments.workdir:
@@ -82,7 +110,8 @@ def view(arguments):
   else:
     from egoscale_jax.view import video
 
-    video.view(arguments.input, arguments.output, arguments.episode, arguments.workdir)
+    source = _source(arguments.source) if arguments.source else None
+    video.view(arguments.input, arguments.output, arguments.episode, arguments.workdir, source, arguments.columns)
   print(f"wrote {arguments.output}")
 
 
@@ -111,6 +140,11 @@ def _parser():
     sub.set_defaults(function=function)
     return sub
 
+  def recordings(sub):
+    sub.add_argument("--source", required=True, choices=SOURCES, help="the format of the recordings")
+    sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
+    sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
+
   sub = verb(simulate, "Write simulated recordings in EgoDex's format.", "egoscale simulate --output=recordings --episodes=20")
   sub.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
   sub.add_argument("--episodes", type=int, default=20, metavar="N", help="how many (default 20); the tasks take turns")
@@ -119,15 +153,37 @@ def _parser():
   sub.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")
 
   sub = verb(
+    doctor, "Check recordings, and list those to leave out.", "egoscale doctor --source=egodex --input=recordings --output=doctor.json"
+  )
+  recordings(sub)
+  sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
+  sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
+
+  sub = verb(
     prepare, "Recordings to shards: read, check, label, store.", "egoscale prepare --source=egodex --input=recordings --output=shards"
   )
-  sub.add_argument("--source", required=True, choices=("egodex", "simulated"), help="the format of the recordings")
-  sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
+  recordings(sub)
+  sub.add_argument("--exclude", metavar="FILE", help="recordings to leave out, a list that `egoscale doctor` wrote")
   sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the shards, statistics.json and manifest.json")
-  sub.add_argument("--hand", default="sharpa_wave", metavar="NAME", help="robot hand to retarget to (default sharpa_wave)")
+  sub.add_argument(
+    "--hand",
+    metavar="NAME",
+    help="robot hand to retarget humans to (default sharpa_wave), or that a recorded robot has (default: its own)",
+  )
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
   sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
   sub.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="share of the scenes held out (default 0.1)")
+
+  sub = verb(
+    export,
+    "Recordings to a data set of another format.",
+    "egoscale export --to=lerobot --source=egodex --input=recordings --output=out",
+  )
+  recordings(sub)
+  sub.add_argument("--to", required=True, choices=("lerobot",), help="LeRobot 3.0")
+  sub.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+  sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
+  sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
 
   sub = verb(
     retarget,
@@ -167,8 +223,10 @@ def _parser():
     "egoscale view --input=shards --output=hands.mp4",
   )
   sub.add_argument("--input", required=True, metavar="PATH", help="a shards folder, a recording's .hdf5, or an .npz of retarget")
+  sub.add_argument("--source", choices=SOURCES, help="--input is a folder of recordings of this format")
+  sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
   sub.add_argument("--output", required=True, metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
-  sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a shards folder (default 0)")
+  sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a folder (default 0)")
   sub.add_argument("--workdir", metavar="DIR", help="a work directory of `egoscale train`")
 
   sub = verb(

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from egoscale_jax import cli
 
-VERBS = ("simulate", "prepare", "retarget", "train", "evaluate", "view", "report")
+VERBS = ("simulate", "doctor", "prepare", "export", "retarget", "train", "evaluate", "view", "report")
 DEBUG = f"--config={ROOT}/configs/pretrain.py:debug"
 
 
@@ -92,6 +92,40 @@ def test_prepare_names_what_it_left_out(capsys, tmp_path):
   assert "kept 1 of 2 episodes" in out
 
 
+def test_doctor_lists_what_to_leave_out_and_prepare_obeys(capsys, tmp_path):
+  def gap(file):
+    file["transforms/leftHand"][10:13] = float("nan")
+
+  recordings.write(tmp_path / "in", "pour/0", change=gap)
+  recordings.write(tmp_path / "in", "pour/1", frames=10)
+  recordings.write(tmp_path / "in", "pour/2").with_suffix(".mp4").unlink()
+  recordings.write(tmp_path / "in", "pour/3")
+  doctor = ("doctor", "--source=egodex", f"--input={tmp_path}/in")
+  code, out, err = run(capsys, *doctor, f"--output={tmp_path}/doctor.json")
+  assert code == 0, err
+  assert "masked pour/0: not_finite left, 3 frames, 0.333 to 0.4 s: a keypoint is NaN or infinite" in out
+  assert "rejected pour/1: too_short, 10 frames" in out
+  assert re.search(r"unreadable pour/2: .*pour/2\.mp4: missing", out)
+  assert "4 episodes: 1 clean, 2 to exclude" in out
+  found = json.loads((tmp_path / "doctor.json").read_text())
+  assert found["exclude"] == ["pour/1", "pour/2"]
+  found["exclude"].append("pour/0")  # a person's own choice
+  (tmp_path / "doctor.json").write_text(json.dumps(found))
+  prepare = ("prepare", "--source=egodex", f"--input={tmp_path}/in", f"--output={tmp_path}/out")
+  code, out, err = run(capsys, *prepare, f"--exclude={tmp_path}/doctor.json")
+  assert code == 0, err
+  assert "left out 3 recordings by the list of exclusions" in out
+  assert "kept 1 of 1 episodes" in out
+  assert "doctor.json: exclude is 3" in fails(capsys, *prepare[:-1], f"--output={tmp_path}/b", f"--exclude={spoiled(tmp_path, found)}")
+  assert "cannot be written" in fails(capsys, *doctor, f"--output={tmp_path}/none/doctor.json")
+
+
+def spoiled(folder, found):
+  (folder / "bad").mkdir()
+  (folder / "bad" / "doctor.json").write_text(json.dumps(found | {"exclude": 3}))
+  return folder / "bad" / "doctor.json"
+
+
 def test_prepare_mistakes_are_one_line(capsys, tmp_path):
   good = recordings.write(tmp_path / "in", "pour/0").parent
   (tmp_path / "empty").mkdir()
@@ -104,7 +138,7 @@ def test_prepare_mistakes_are_one_line(capsys, tmp_path):
   line = fails(capsys, *prepare, f"--input={good}", f"--output={tmp_path}/out", "--hand=shrapa")
   assert "shrapa" in line
   assert "sharpa_wave" in line
-  assert "argument --source" in fails(capsys, "prepare", "--source=lerobot3", f"--input={good}", f"--output={tmp_path}/out")
+  assert "argument --source" in fails(capsys, "prepare", "--source=lerobot4", f"--input={good}", f"--output={tmp_path}/out")
   line = fails(capsys, "prepare", "--source=simulated", f"--input={tmp_path}/none", f"--output={tmp_path}/out")
   assert "egoscale simulate" in line
   assert not (tmp_path / "out").exists()

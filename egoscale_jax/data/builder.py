@@ -15,7 +15,6 @@ from egoscale_jax.errors import UserError
 
 NAME = "egoscale"
 VERSION = "1.0.0"
-HUMAN = "human"  # the embodiment of every clip of a human, filmed or simulated
 TRAIN, VALIDATION = "train", "validation"
 _DIRECTORY = os.path.join(NAME, VERSION)  # below the output, as TFDS lays it out: tfds.data_source("egoscale", data_dir=...) works
 
@@ -35,8 +34,8 @@ def clips(episode: schema.Episode, labels: schema.Labels) -> Iterator[tuple[str,
       f"{name}#{start}",
       {
         "episode": name,
-        "text": episode.text,
-        "embodiment": HUMAN,
+        "text": _text(episode, start, end),
+        "embodiment": episode.embodiment,
         "start": np.int32(start),
         "rate_hz": np.float32(episode.rate_hz),
         "intrinsics": episode.intrinsics_3x3,
@@ -49,6 +48,12 @@ def clips(episode: schema.Episode, labels: schema.Labels) -> Iterator[tuple[str,
         "residual_m": labels.residual_m_Fx2[start:tail],
       },
     )
+
+
+def _text(episode, start, end) -> str:
+  """The finer text that covers the clip's frames whole, the shortest of them; where none does, the episode's."""
+  covering = [s for s in episode.spans if s.start_s * episode.rate_hz <= start + 0.5 and s.end_s * episode.rate_hz >= end - 0.5]
+  return min(covering, key=lambda s: (s.end_s - s.start_s, s.text)).text if covering else episode.text
 
 
 def write(output_dir, splits: Mapping[str, Callable[[], Iterator[tuple[str, dict]]]], num_joints: int, licence: str) -> dict[str, int]:

@@ -1,13 +1,16 @@
 """manifest.json beside the shards: what was read, what was left out and why.
 
-Keys: version, package, source, input, hand, image_size, seed, validation, embodiments, episodes [one dict an episode, of `entry`], totals
-{kept, rejected, frames, hours, clips {split: n}, masked {"<finding> <side>": {frames, episodes}}}, notes, statistics_sha256.
+Keys: version, package, source, input, excluded [id], hand, image_size, seed, validation, embodiments, episodes [one dict an episode, of
+`entry`], totals {kept, rejected, frames, hours, clips {split: n}, masked {"<finding> <side>": {frames, episodes}}}, notes,
+statistics_sha256.
 """
 
 import collections
 import dataclasses
 import json
 import os
+
+import numpy as np
 
 from egoscale_jax.data import jsonfile
 
@@ -24,9 +27,10 @@ def entry(recording, episode=None, labels=None, findings=(), error="") -> dict:
   if episode is not None:
     seconds = episode.num_frames / episode.rate_hz
     result |= {"frames": episode.num_frames, "seconds": round(seconds, 3), "text": episode.text, "scene": episode.scene}
+    result |= {"embodiment": episode.embodiment, "person": episode.person, "licence": episode.licence}
   if labels is not None:
     result["valid"] = [round(float(fraction), 4) for fraction in labels.valid_Fx2.mean(axis=0)]  # left, right
-    residual = labels.residual_m_Fx2[labels.valid_Fx2]
+    residual = labels.residual_m_Fx2[np.isfinite(labels.residual_m_Fx2)]  # a robot has none: nothing was retargeted
     result["residual_m"] = round(float(residual.mean()), 5) if residual.size else None
   result["findings"] = [dataclasses.asdict(finding) for finding in findings]
   return result

@@ -53,6 +53,8 @@ class Examples:
     if not self.data.human_state or not record["valid"][frame].all():
       return state, False
     known = actions.make_state(record["T_world_camera"][frame], record["T_world_wrist"][frame], record["joints"][frame])
+    if not np.isfinite(known).all():  # a camera that nobody located
+      return state, False
     state[: len(known)] = actions.normalize_state(known, self.normalizer)
     return state, True
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import os
 import pickle
 import shutil
@@ -20,6 +21,7 @@ from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand, keypoints, retarget
 
 STATISTICS = "statistics.json"
+DEFAULT_HAND = "sharpa_wave"
 NAMED = 20  # masked findings that the summary names
 
 
@@ -43,6 +45,8 @@ class Summary:
       lines.append(f"masked {name}: {row['frames']} of {total['frames']} frames, in {row['episodes']} of {total['kept']} episodes")
     lines += self._named_findings()
     lines += [f"rejected {e['error']}" for e in entries if e["status"] == manifest.REJECTED]
+    if self.manifest["excluded"]:
+      lines.append(f"left out {len(self.manifest['excluded'])} recordings by the list of exclusions")
     lines.append(f"kept {total['kept']} of {len(entries)} episodes, {60 * total['hours']:.1f} minutes, in {self.output_dir}")
     return lines
 
@@ -53,32 +57,41 @@ class Summary:
     return lines + ([f"  ... and {len(rows) - NAMED} more, see {manifest.FILE}"] if len(rows) > NAMED else [])
 
 
-def prepare(source, input_dir, output_dir, hand_name, workers=1, image_size=256, validation=0.1, seed=0) -> Summary:
-  """source: a module of data/sources; hand_name as hands.hand.load takes it; validation: the share of the scenes held out.
+def prepare(
+  source, input_dir, output_dir, hand_name=None, workers=1, image_size=256, validation=0.1, seed=0, columns="", exclude=()
+) -> Summary:
+  """source: a module of data/sources; validation: the share of the scenes held out; columns: a config of data/sources/columns.py;
+  exclude: ids of recordings to leave out.
 
+  hand_name as hands.hand.load takes it: the hand that a human's are retargeted to (None: DEFAULT_HAND), and the one that a robot is said to
+  have (None: its own joints are kept, whatever they are).
   The output appears whole or not at all. Where no episode is usable, UserError, and the manifest is at `<output_dir>.manifest.json`.
   """
   output_dir = os.path.abspath(os.fspath(output_dir))
   _check_arguments(output_dir, image_size, validation)
-  recordings = source.find(input_dir)
-  hands = _load_hands(hand_name)
+  found = find(source, input_dir, columns)
+  recordings = [recording for recording in found if recording.id not in exclude]
+  hands = _load_hands(hand_name or DEFAULT_HAND)
   partial = f"{output_dir}.partial-{os.getpid()}"
   head = {
     "package": importlib.metadata.version("egoscale_jax"),
     "source": source.SOURCE,
     "input": os.fspath(input_dir),
-    "hand": str(hand_name),
+    "excluded": sorted(recording.id for recording in found if recording.id in exclude),
   }
-  head |= {"image_size": image_size, "seed": seed, "validation": validation, "embodiments": [builder.HUMAN]}
+  head |= {"image_size": image_size, "seed": seed, "validation": validation}
   with _writing(output_dir):
     os.makedirs(os.path.join(partial, "spool"))
   try:
-    entries = _spool(source, recordings, hands, workers, image_size, os.path.join(partial, "spool"), output_dir)
+    labeller = Labeller(hands, hand_name)
+    entries = _spool(source, recordings, labeller, workers, image_size, os.path.join(partial, "spool"), output_dir)
+    head["hand"] = labeller.hand_name
     notes = _draw_split(entries, validation, seed)
     if not any(e["status"] == manifest.KEPT for e in entries):
       raise _nothing_usable(head, entries, input_dir, output_dir)
     with _writing(output_dir):
-      clips = _write_shards(entries, head["hand"], hands, source.LICENCE, partial)
+      clips = _write_shards(entries, labeller, partial)
+      head["embodiments"] = sorted({e["embodiment"] for e in entries if e["status"] == manifest.KEPT})
       head |= {"episodes": entries, "totals": manifest.totals(entries, clips), "notes": notes}
       head["statistics_sha256"] = _sha256(os.path.join(partial, STATISTICS))
       manifest.save(head, os.path.join(partial, manifest.FILE))
@@ -88,6 +101,15 @@ def prepare(source, input_dir, output_dir, hand_name, workers=1, image_size=256,
     shutil.rmtree(partial)
     raise
   return Summary(output_dir, manifest.load(output_dir))
+
+
+def find(source, input_dir, columns="") -> list[schema.Recording]:
+  """The recordings of a source below a directory, read with a config of columns where one is given."""
+  if not columns:
+    return source.find(input_dir)
+  if "config_path" not in inspect.signature(source.find).parameters:
+    raise UserError(f"columns: found {columns}, expected none: recordings of {source.SOURCE} say themselves what they hold")
+  return source.find(input_dir, columns)
 
 
 def is_validation(scene: str, validation: float, seed: int) -> bool:
@@ -128,13 +150,54 @@ def _writing(output_dir):
     raise UserError(f"{output_dir}: cannot be written: {error.strerror or error}") from error
 
 
-def _spool(source, recordings, hands, num_workers, image_size, spool, output_dir) -> list[dict]:
+class Labeller:
+  """Checks and labels episodes; all that are kept have the same joints, those of the first."""
+
+  def __init__(self, hands, hand_name):
+    self._hands, self._asked = hands, hand_name
+    self.hand_name, self.joint_names, self._first = str(hand_name or DEFAULT_HAND), tuple(h.joint_names for h in hands), None
+
+  def __call__(self, recording, episode: schema.Episode | UserError):
+    """-> the manifest's entry, and the Labels or None where the episode is rejected."""
+    if isinstance(episode, UserError):
+      return manifest.entry(recording, error=str(episode)), None
+    valid_Fx2, findings = doctor.check(episode)
+    if any(finding.severity == "rejected" for finding in findings):
+      return manifest.entry(recording, episode, findings=findings), None
+    try:
+      hand_name, joint_names = self._joints(episode)
+      result, more = labels.label(episode, self._hands, valid_Fx2, functools.partial(retarget.retarget, rate_hz=episode.rate_hz))
+    except UserError as error:
+      return manifest.entry(recording, episode, findings=findings, error=f"{recording.files[0]}: {error}"), None
+    findings += more + doctor.check_valid(result.valid_Fx2, episode.rate_hz)
+    entry = manifest.entry(recording, episode, result, findings)
+    if entry["status"] != manifest.KEPT:
+      return entry, None
+    if self._first is None:
+      self._first, self.hand_name, self.joint_names = episode.id, hand_name, joint_names
+    return entry, result
+
+  def _joints(self, episode):
+    """-> the hand's name and the joints of both hands; UserError where they cannot be in the same shards as the first episode's."""
+    if episode.embodiment == schema.HUMAN:
+      told = str(self._asked or DEFAULT_HAND), tuple(h.joint_names for h in self._hands)
+    else:
+      told = self._asked or episode.embodiment, labels.own_joints(episode)
+      wanted = self._hands[0].num_joints
+      if self._asked and len(told[1][0]) != wanted:
+        raise UserError(f"joints: found {len(told[1][0])} a hand, expected the {wanted} of {self._asked}")
+    if self._first is not None and told != (self.hand_name, self.joint_names):
+      raise UserError(f"joints: found those of {told[0]}, expected those of {self.hand_name} as {self._first} has; prepare them apart")
+    return told
+
+
+def _spool(source, recordings, labeller, num_workers, image_size, spool, output_dir) -> list[dict]:
   """Reads, checks and labels each recording -> manifest entries; kept episodes with their labels as files of the spool."""
   entries = []
   read = functools.partial(source.read, image_size=image_size)
   with progress.bar(len(recordings), "prepare", "episode") as bar:
     for recording, episode in workers.read_all(read, recordings, num_workers):
-      entry, result = _check_and_label(recording, episode, hands)
+      entry, result = labeller(recording, episode)
       if result is not None:
         with _writing(output_dir), open(_spool_path(spool, len(entries)), "wb") as file:
           pickle.dump((episode, result), file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -145,22 +208,6 @@ def _spool(source, recordings, hands, num_workers, image_size, spool, output_dir
 
 def _spool_path(spool, index):
   return os.path.join(spool, f"{index:08d}.pickle")
-
-
-def _check_and_label(recording, episode: schema.Episode | UserError, hands):
-  """-> the manifest's entry, and the Labels or None where the episode is rejected."""
-  if isinstance(episode, UserError):
-    return manifest.entry(recording, error=str(episode)), None
-  valid_Fx2, findings = doctor.check(episode)
-  if any(finding.severity == "rejected" for finding in findings):
-    return manifest.entry(recording, episode, findings=findings), None
-  try:
-    result, more = labels.label(episode, hands, valid_Fx2, functools.partial(retarget.retarget, rate_hz=episode.rate_hz))
-  except UserError as error:
-    return manifest.entry(recording, episode, findings=findings, error=f"{recording.files[0]}: {error}"), None
-  findings += more + doctor.check_valid(result.valid_Fx2, episode.rate_hz)
-  entry = manifest.entry(recording, episode, result, findings)
-  return entry, result if entry["status"] == manifest.KEPT else None
 
 
 def _draw_split(entries, validation, seed) -> list[str]:
@@ -186,9 +233,10 @@ def _draw_split(entries, validation, seed) -> list[str]:
   return notes
 
 
-def _write_shards(entries, hand_name, hands, licence, partial) -> dict[str, int]:
+def _write_shards(entries, labeller, partial) -> dict[str, int]:
   """Spool -> shards and statistics of the train episodes -> clips of each split. Spool files go as they are used."""
-  accumulator = statistics.Accumulator(hand_name, tuple(h.joint_names for h in hands))
+  accumulator = statistics.Accumulator(labeller.hand_name, labeller.joint_names)
+  licence = "; ".join(sorted({e["licence"] for e in entries if e["status"] == manifest.KEPT}))
   kept = sum(e["status"] == manifest.KEPT for e in entries)
 
   def records(split):
@@ -207,7 +255,7 @@ def _write_shards(entries, hand_name, hands, licence, partial) -> dict[str, int]
   used = [split for split in (builder.TRAIN, builder.VALIDATION) if any(e["split"] == split for e in entries)]
   splits = {split: functools.partial(records, split) for split in used}
   with progress.bar(kept, "shards", "episode") as bar:
-    clips = builder.write(partial, splits, hands[0].num_joints, licence)
+    clips = builder.write(partial, splits, len(labeller.joint_names[0]), licence)
   accumulator.finish().save(os.path.join(partial, STATISTICS))
   return clips
 

@@ -11,6 +11,7 @@ from egoscale_jax.hands import keypoints
 
 SIDE_COLOURS = ((56, 189, 248), (251, 146, 60))  # left blue, right orange
 PREDICTED = ((217, 70, 239), (190, 242, 100))  # left magenta, right lime
+AXIS_COLOURS = ((239, 68, 68), (34, 197, 94), (59, 130, 246))
 MIN_HEIGHT = 288  # a smaller frame is enlarged, so that lines and letters can be read
 
 
@@ -45,6 +46,11 @@ class Canvas:
       self.line(pixel_Px2[parent], pixel_Px2[child], colour, width)
     for pixel in pixel_Px2:
       self.dot(pixel, colour, radius=width)
+
+  def axes(self, pixel_4x2):
+    """A frame's origin and the ends of its x, y, z: red, green, blue."""
+    for end, colour in zip(pixel_4x2[1:], AXIS_COLOURS):
+      self.line(pixel_4x2[0], end, colour, 3)
 
   def path(self, pixel_Tx2, colour, width=3):
     for start, end in itertools.pairwise(pixel_Tx2):

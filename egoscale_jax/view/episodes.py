@@ -7,8 +7,7 @@ import numpy as np
 import simplejpeg
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, builder, manifest
-from egoscale_jax.data.schema import Recording
+from egoscale_jax.data import actions, builder, manifest, prepare, schema
 from egoscale_jax.data.sources import egodex
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand as hand_lib
@@ -62,35 +61,36 @@ def footage_of_records(entries):
   )
 
 
-def footage_of_recording(path, image_size=512):
-  """An EgoDex .hdf5 with its .mp4 beside it -> Footage."""
-  path = pathlib.Path(path)
-  recording = Recording(id=path.stem, files=(str(path), str(path.with_suffix(".mp4"))))
-  episode = egodex.read(recording, image_size)
+def footage_of_episode(episode):
+  """An Episode as a reader makes it -> Footage; a human's wrists from the keypoints, a robot's own."""
+  human = episode.embodiment == schema.HUMAN
   return Footage(
-    str(path),
+    f"{episode.source}/{episode.id}",
     episode.text,
     episode.rate_hz,
     list(episode.jpeg_F),
     episode.intrinsics_3x3,
     episode.T_world_camera_Fx4x4,
     episode.keypoints_Fx2xPx3,
-    keypoints.wrist_frames(episode.keypoints_Fx2xPx3),
+    keypoints.wrist_frames(episode.keypoints_Fx2xPx3) if human else episode.T_world_wrist_Fx2x4x4,
   )
 
 
-def open_footage(path, episode):
-  """A shards folder (its `episode`-th) or a recording's .hdf5 -> Footage."""
+def open_footage(path, episode, source=None, columns="", image_size=512):
+  """A shards folder (its `episode`-th), a folder of recordings of a source of data/sources, or an EgoDex .hdf5 -> Footage."""
   path = pathlib.Path(path)
-  if path.suffix == ".hdf5":
+  if source is None and path.suffix == ".hdf5":
     if not path.is_file():
       raise UserError(f"{path}: no such file")
     if episode:
-      raise UserError(f"--episode={episode}: {path} is one recording; the option is for a shards folder")
-    return footage_of_recording(path)
-  found = from_shards(path)
+      raise UserError(f"--episode={episode}: {path} is one recording; the option is for a folder")
+    recording = schema.Recording(id=path.stem, files=(str(path), str(path.with_suffix(".mp4"))))
+    return footage_of_episode(egodex.read(recording, image_size))
+  found = from_shards(path) if source is None else prepare.find(source, path, columns)
   if not 0 <= episode < len(found):
     raise UserError(f"--episode={episode}: {path} holds {len(found)} episodes, counted from 0")
+  if source is not None:
+    return footage_of_episode(source.read(found[episode], image_size))
   return footage_of_records(list(found.values())[episode])
 
 

@@ -8,6 +8,7 @@ from egoscale_jax.view import draw, episodes
 from egoscale_jax.view import output as output_lib
 
 SHEET_FRAMES = 12
+AXIS_METRES = 0.05
 
 
 def annotate(footage, index, predictor=None):
@@ -16,6 +17,8 @@ def annotate(footage, index, predictor=None):
   pixels = lambda points: draw.to_pixels(points, footage.T_world_camera_Fx4x4[index], footage.intrinsics_3x3)  # noqa: E731
   for side in range(2):
     canvas.skeleton(pixels(footage.keypoints_Fx2xPx3[index, side]), draw.SIDE_COLOURS[side])
+    if np.isnan(footage.keypoints_Fx2xPx3[index, side]).all():  # a robot has none: the axes of its wrist
+      canvas.axes(pixels(_axes(footage.T_world_wrist_Fx2x4x4[index, side])))
   if predictor is not None:
     predicted = predictor(footage, index)
     future = index + predictor.stride * np.arange(predictor.horizon + 1)
@@ -29,9 +32,14 @@ def annotate(footage, index, predictor=None):
   return canvas.image
 
 
-def view(source, output, episode=0, workdir=None):
-  """Draws one episode of `source` to `output` (.mp4 or .png)."""
+def _axes(T_world_wrist):
+  """The origin and the ends of x, y, z [4, 3] in the world."""
+  return np.concatenate([T_world_wrist[:3, 3:], T_world_wrist[:3, 3:] + AXIS_METRES * T_world_wrist[:3, :3]], axis=1).T
+
+
+def view(path, output, episode=0, workdir=None, source=None, columns=""):
+  """Draws one episode of a shards folder or, with a module of data/sources, of a folder of recordings to `output` (.mp4 or .png)."""
   output = output_lib.checked(output)
-  footage = episodes.open_footage(source, episode)
+  footage = episodes.open_footage(path, episode, source, columns)
   predictor = episodes.Predictor(Policy(workdir)) if workdir else None
   output_lib.write(output, lambda index: annotate(footage, index, predictor), len(footage.jpeg_F), footage.rate_hz, SHEET_FRAMES, 4)

@@ -77,17 +77,20 @@ def write_video(path, frames, picture=grey):
 
 def episode(frames=40, seed=0, name="pour/0", scene="kitchen", **fields):
   """An Episode without files; its JPEGs are numbered bytes, not pictures."""
-  values = dict(
+  camera = fields.pop("T_world_camera_Fx4x4", np.repeat(T_WORLD_CAMERA[None], frames, axis=0))
+  jpeg_F = tuple(b"\xff\xd8%d\x00" % i for i in range(frames))
+  head = schema.View("head", jpeg_F, (HEIGHT, WIDTH), INTRINSICS, camera)
+  values = schema.human(frames) | schema.views(head)
+  values |= dict(
     id=name,
     source="egodex",
     text="Pour the tea.",
     scene=scene,
     licence="none",
+    person="",
+    spans=(),
     rate_hz=float(RATE),
-    jpeg_F=tuple(b"\xff\xd8%d\x00" % i for i in range(frames)),
-    image_size=(HEIGHT, WIDTH),
-    intrinsics_3x3=INTRINSICS,
-    T_world_camera_Fx4x4=np.repeat(T_WORLD_CAMERA[None], frames, axis=0),
+    frame=schema.Frame.WORLD,
     keypoints_Fx2xPx3=hand_points(frames, seed).astype(np.float32),
     confidence_Fx2xP=np.full((frames, 2, 21), 0.6, np.float32),
   )

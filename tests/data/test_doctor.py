@@ -5,9 +5,9 @@ import pytest
 import recordings
 
 from egoscale_jax import geometry
-from egoscale_jax.data import doctor, labels
+from egoscale_jax.data import doctor, labels, schema
 from egoscale_jax.data.schema import Episode
-from egoscale_jax.hands import keypoints
+from egoscale_jax.hands import hand, keypoints
 
 
 def change_points(episode, where, value):
@@ -200,3 +200,39 @@ def test_check_valid_at_its_limit(valid_frames):
   valid = np.zeros((40, 2), bool)
   valid[:valid_frames, 1] = True
   assert bool(doctor.check_valid(valid, 30.0)) == (valid_frames < 15)
+
+
+def test_a_keypoint_that_the_tracker_never_has_is_not_missed():
+  """Project Aria has no base of the thumb: absent throughout it is no fault, absent at some frames it is one; no other may be absent."""
+  episode = recordings.episode()
+  never = change_points(episode, (slice(None), slice(None), 1), lambda p: p * np.nan)
+  confidence = episode.confidence_Fx2xP.copy()
+  confidence[:, :, 1] = 0
+  valid, findings = doctor.check(dataclasses.replace(never, confidence_Fx2xP=confidence))
+  assert valid.all()
+  assert findings == []
+  assert doctor.absent(never.keypoints_Fx2xPx3[:, 0]) == [1]
+  sometimes = change_points(episode, (slice(3, 6), 0, 1), lambda p: p * np.nan)
+  assert bad_frames(doctor.check(sometimes)[0][:, 0]) == [3, 4, 5]
+  other = change_points(episode, (slice(None), 0, 2), lambda p: p * np.nan)
+  assert not doctor.check(other)[0][:, 0].any()
+
+
+def test_poses_from_a_camera_that_nobody_tracked_make_no_labels():
+  valid, findings = doctor.check(recordings.episode(frame=schema.Frame.CAMERA))
+  assert not valid.any()
+  assert (only(findings).name, only(findings).severity) == ("moving_frame", "rejected")
+
+
+def test_labels_do_not_ask_for_a_keypoint_that_is_never_there():
+  hands = tuple(hand.load("sharpa_wave", side) for side in keypoints.SIDES)
+  left_never = change_points(recordings.episode(), (slice(None), 0, 1), lambda p: p * np.nan)
+  asked = []
+
+  def spy(points, robot, side):
+    asked.append(robot.present)
+    return fake_retarget(points, 7.0, side)
+
+  labels.label(left_never, hands, np.ones((40, 2), bool), spy)
+  assert asked[0] == tuple(p != 1 for p in range(21))
+  assert all(asked[1])

@@ -87,7 +87,8 @@ def test_manifest_tells_what_is_in_the_shards(prepared):
   assert (content["source"], content["hand"], content["image_size"]) == ("egodex", HAND, 90)
   gap = next(e for e in content["episodes"] if e["id"] == "good/gap")
   assert gap["findings"] == [
-    {"name": "not_finite", "severity": "masked", "side": "left", "count": 3, "first_frame": 10, "detail": "a keypoint is NaN or infinite"}
+    {"name": "not_finite", "severity": "masked", "side": "left", "count": 3, "first_frame": 10, "last_frame": 12}
+    | {"detail": "a keypoint is NaN or infinite"}
   ]
   assert gap["valid"] == [37 / 40, 1.0]
   assert (gap["frames"], gap["text"], gap["scene"]) == (40, "Pour the tea.", "session good/gap")

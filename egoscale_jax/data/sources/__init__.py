@@ -1,5 +1,12 @@
-"""One reader a format. Each module has the same two functions and nothing outside it knows its format:
+"""One reader a format. Each has the same interface, and nothing outside of it knows its format:
 
-`find(directory) -> list[Recording]`: the recordings below a directory, in a stable order, without opening them.
-`read(recording, image_size) -> Episode`: one recording, frames as JPEG with the shorter side at most image_size; raises UserError.
+`SOURCE`, `LICENCE`: its name, and the licence of recordings that tell none themselves.
+`find(directory) -> list[Recording]`: the recordings below a directory, in a stable order; lerobot and rlds take a config of columns too.
+`read(recording, image_size) -> Episode`: one recording, frames as JPEG with the shorter side at most image_size; raises UserError, one line
+that names the file and the cause, for whatever the bytes are.
+
+Readers: aria, egodex, egoverse, landmarks, lerobot, openego, rlds, simulated, vitra. What they share or are made of: `checks`, `video`,
+`columns` (which columns of a robot's data set mean what), `parquet`, `fisheye`, `lerobot_meta`.
+
+Nothing of a recording is ever run: no pickle but through vitra's own unpickler, no class by its name, no path that leaves the folder.
 """

@@ -3,7 +3,7 @@
 import h5py
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import egodex
+from egoscale_jax.data.sources import egodex, hdf5
 from egoscale_jax.errors import UserError
 
 SOURCE = "simulated"
@@ -24,7 +24,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   try:
     with h5py.File(path, "r") as file:
       simulated = bool(file.attrs.get("simulated", False))
-  except egodex.CORRUPT as error:
+  except hdf5.CORRUPT as error:
     raise UserError(f"{path}: not a readable HDF5 file: {' '.join(str(error).split())}") from error
   if not simulated:
     raise UserError(f"{path}: attribute simulated is missing, expected a recording by `egoscale simulate`; real ones are read as egodex")
