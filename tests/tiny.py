@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from conftest import ROOT
 
@@ -28,6 +29,13 @@ def config(shards="", **overrides):
     c.validation.update(episodes=2, times=3, draws=2, batch_size=4)
     c.update_from_flattened_dict(overrides)
   return c
+
+
+def params(shapes, seed=0):
+  """Random parameters for a tree of shapes, none of them near zero as fresh ones are: drawing fresh ones compiles for 5 s a model."""
+  rng = np.random.default_rng(seed)
+  draw = lambda path, s: np.float32(path[-1].key == "scale") + np.float32(0.15) * rng.standard_normal(s.shape, np.float32)  # noqa: E731
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def image_tokens(c):
