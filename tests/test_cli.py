@@ -50,7 +50,8 @@ def test_help_lists_every_verb(capsys):
 def test_evaluate_view_and_report_on_a_run(capsys, tiny_run, shards, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(tiny_run, workdir)
-  code, _, err = run(capsys, "evaluate", DEBUG, f"--workdir={workdir}", "--config.validation.draws=2", "--config.validation.times=2")
+  fields = [f"--config.validation.{name}" for name in ("draws=2", "times=2", "batch_size=4")]
+  code, _, err = run(capsys, "evaluate", DEBUG, f"--workdir={workdir}", *fields)
   assert code == 0, err
   figures = json.loads((workdir / "validation.json").read_text())
   assert figures["points"] == 2

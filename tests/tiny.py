@@ -1,7 +1,11 @@
-"""The smallest model of the reference topology, and a batch for it."""
+"""The smallest model of the reference topology, a batch for it, and a run of it."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
+import jax
 import numpy as np
 from conftest import ROOT
 
@@ -10,24 +14,44 @@ from egoscale_jax.data import pipeline, spec
 
 TEXT = 300  # a token that is neither special nor an image
 
-
+# configs/pretrain.py:debug, smaller still.
+SIZES = {
+  **{"model.vision.depth": 2, "model.vision.width": 32, "model.vision.heads": 2, "model.vision.mlp": 32, "model.vision.position_side": 4},
+  **{"model.language.width": 32, "model.language.heads": 2, "model.language.kv_heads": 1, "model.language.mlp": 32},
+  **{"model.mixer.heads": 2, "model.expert.heads": 2, "model.expert.output": 32},
+  **{"data.image_size": (32, 32), "data.text_tokens": 40, "data.threads": 1},
+  **{"batch_size": 8, "steps": 4, "flow_draws": 2, "log_every": 2, "checkpoint_every": 2, "validate_every": 4},
+  **{"validation.episodes": 2, "validation.times": 3, "validation.draws": 2, "validation.batch_size": 4},
+}
 # Fewer different blocks to compile, the same topology: for tests of the loop, not of the model.
 SHALLOW = {"model.vision.depth": 1, "model.language.layers": 1, "model.mixer.layers": 0}
+# What `tiny_run` trains: long enough to be killed in the middle, and every kind of noise is on.
+RUN = {
+  **{"steps": 24, "checkpoint_every": 8, "validate_every": 24, "log_every": 5, "batch_size": 4, "flow_draws": 1, "model.dropout": 0.1},
+  **SHALLOW,
+}
+
+
+def flags(shards, overrides):
+  fields = {"data.shards": shards, **SIZES, **overrides}
+  return [f"--config={ROOT}/configs/pretrain.py:debug", *(f"--config.{key}={value}" for key, value in fields.items())]
 
 
 def config(shards="", **overrides):
-  """configs/pretrain.py:debug, smaller still."""
-  c = config_lib.parse([f"--config={ROOT}/configs/pretrain.py:debug", f"--config.data.shards={shards}"])
-  with c.unlocked():
-    c.model.vision.update(depth=2, width=32, heads=2, mlp=32, position_side=4)
-    c.model.language.update(width=32, heads=2, kv_heads=1, mlp=32)
-    c.model.mixer.update(heads=2)
-    c.model.expert.update(heads=2, output=32)
-    c.data.update(image_size=(32, 32), text_tokens=40, threads=1)
-    c.update(batch_size=8, steps=4, flow_draws=2, log_every=2, checkpoint_every=2, validate_every=4)
-    c.validation.update(episodes=2, times=3, draws=2, batch_size=4)
-    c.update_from_flattened_dict(overrides)
-  return c
+  return config_lib.parse(flags(shards, overrides))
+
+
+def train(shards, workdir, log, **overrides):
+  """`egoscale train` in a process of its own, as strict as the tests (conftest.py) -> Popen."""
+  command = [sys.executable, "-m", "egoscale_jax.cli", "train", f"--workdir={workdir}", *flags(shards, {**RUN, **overrides})]
+  return subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "error"}, stdout=log, stderr=subprocess.STDOUT)
+
+
+def params(shapes, seed=0):
+  """Random parameters for a tree of shapes, none of them near zero as fresh ones are: drawing fresh ones compiles for 5 s a model."""
+  rng = np.random.default_rng(seed)
+  draw = lambda path, s: np.float32(path[-1].key == "scale") + np.float32(0.15) * rng.standard_normal(s.shape, np.float32)  # noqa: E731
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def image_tokens(c):

@@ -5,6 +5,7 @@ started again goes on from its last checkpoint with the very numbers of a run th
 """
 
 import contextlib
+import functools
 import pathlib
 import time
 
@@ -31,12 +32,12 @@ def main(config, workdir, devices=None):
       state = checkpoint.restore(checkpoints, checkpoints.latest_step(), run.state_shapes, run.state_shardings)
       print(f"continuing {workdir} from step {int(state.step)}", flush=True)
     else:
-      fake = pipeline.fake_batch(run.batch_shapes)
-      init = jax.jit(lambda batch: step_lib.init_state(run.model, config, batch), out_shardings=run.state_shardings)
-      state = init(fake)
+      # Read before anything is compiled: parameters that do not fit are told at once. And only they: no fresh ones beside them.
+      shapes, shardings = run.state_shapes.params, run.state_shardings.params
+      given = checkpoint.restore_params(config.init_from, shapes, shardings) if config.init_from else None
+      init = jax.jit(functools.partial(step_lib.init_state, run.model, config), out_shardings=run.state_shardings, donate_argnums=1)
+      state = init(pipeline.fake_batch(run.batch_shapes), given)
       if config.init_from:
-        params = checkpoint.restore_params(config.init_from, run.state_shapes.params, run.state_shardings.params)
-        state = step_lib.replace_params(state, params)
         print(f"parameters from {config.init_from}", flush=True)
 
     first_step = int(state.step)

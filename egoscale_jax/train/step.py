@@ -20,9 +20,9 @@ class TrainState:
   opt_state: optax.OptState  # of the trained parts only
 
 
-def init_state(model, config, batch):
-  """Fresh parameters from config.seed. Run it inside jit with out_shardings, so that no device holds the whole."""
-  params = model.init(jax.random.key(config.seed), batch)["params"]
+def init_state(model, config, batch, params=None):
+  """At step 0 with fresh parameters from config.seed, or with those given. Inside jit with out_shardings no device holds the whole."""
+  params = model.init(jax.random.key(config.seed), batch)["params"] if params is None else params
   mask = optim.trainable(params, config.train_parts)
   opt_state = optim.make_optimizer(config).init(optim.select(params, mask, True))
   return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
@@ -47,8 +47,3 @@ def make_train_step(model, config):
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return train_step
-
-
-def replace_params(state, params):
-  """A fresh state that starts from another stage's parameters; step and optimizer begin anew."""
-  return dataclasses.replace(state, params=params)

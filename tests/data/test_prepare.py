@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import recordings
 
-from egoscale_jax.data import builder, doctor, manifest, prepare, schema, statistics, workers
+from egoscale_jax.data import builder, doctor, manifest, prepare, schema, spec, statistics, workers
 from egoscale_jax.data.sources import egodex
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand, retarget
@@ -116,10 +116,12 @@ def test_labels_in_the_shards_are_the_retargeted_keypoints(prepared, folder):
     start, length = record["start"], len(record["jpeg"])
     np.testing.assert_array_equal(record["keypoints"], episode.keypoints_Fx2xPx3[start : start + length])
     assert tuple(record["jpeg"]) == episode.jpeg_F[start : start + length]
+    labelled = slice(start, start + len(record["valid"]))  # past the clip's frames: the last of them have a chunk of labels ahead
+    assert labelled.stop == min(start + length + spec.TAIL_FRAMES, episode.num_frames)
     for i, result in enumerate(expected):
       valid = record["valid"][:, i]
-      np.testing.assert_array_equal(valid, result.valid_F[start : start + length])
-      np.testing.assert_allclose(record["joints"][valid, i], result.joints_FxJ[start : start + length][valid], atol=1e-6)
+      np.testing.assert_array_equal(valid, result.valid_F[labelled])
+      np.testing.assert_allclose(record["joints"][valid, i], result.joints_FxJ[labelled][valid], atol=1e-6)
       for name in ("joints", "T_world_wrist", "residual_m"):
         assert np.isnan(record[name][~valid, i]).all()
 

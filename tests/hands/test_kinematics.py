@@ -1,5 +1,10 @@
-"""Forward kinematics against MuJoCo's own on every description there is, and the Jacobian against automatic differentiation."""
+"""Forward kinematics against MuJoCo's own on every description there is, and the Jacobian against automatic differentiation.
 
+Only one test compiles, the one that says that this changes nothing: XLA takes seconds for the unrolled tree of a hand, and all of its
+operations one by one take milliseconds.
+"""
+
+import itertools
 import xml.etree.ElementTree as ElementTree
 
 import jax
@@ -11,8 +16,6 @@ from test_hand import LINKS, reference, urdf_with_keypoints
 
 from egoscale_jax import geometry
 from egoscale_jax.hands import hand, keypoints, kinematics
-
-forward, forward_in_wrist, frames = (jax.jit(f) for f in (kinematics.keypoints, kinematics.keypoints_in_wrist, kinematics.frames))
 
 # A tree the built-in hands do not have: a turned base, joints off their body's origin, three joints on one body, an odd zero.
 CROOKED = """
@@ -37,6 +40,19 @@ def crooked(tmp_path_factory):
   return path
 
 
+def every_function(model, joints_J):
+  functions = (
+    *(kinematics.tree_joints, kinematics.keypoints, kinematics.keypoints_in_wrist, kinematics.frames),
+    *(kinematics.keypoints_and_jacobian, kinematics.keypoints_and_jacobian_in_wrist),
+  )
+  return [f(model, joints_J) for f in functions]
+
+
+def as_arrays(model):
+  """The hand as a compiled program meets it that takes it as an argument, not as constants: its numbers are in the computation."""
+  return jax.tree.map(jnp.asarray, model)
+
+
 def random_joints(model, count, seed=0):
   return np.random.default_rng(seed).uniform(model.lower_J, model.upper_J, (count, model.num_joints))
 
@@ -55,9 +71,10 @@ def mujoco_keypoints(path, joints_FxJ):
 
 def assert_like_mujoco(model, path):
   joints_FxJ = random_joints(model, 50)
-  found = forward(model, jnp.asarray(joints_FxJ, jnp.float32))
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, mujoco_keypoints(path, joints_FxJ), atol=1e-6)  # metres: float32 on a hand of 0.2 m; the bar is 1e-5
+  for form in (model, as_arrays(model)):
+    found = kinematics.keypoints(form, jnp.asarray(joints_FxJ, jnp.float32))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, mujoco_keypoints(path, joints_FxJ), atol=1e-6)  # metres: float32 on a hand of 0.2 m; the bar is 1e-5
 
 
 FILES = (
@@ -101,7 +118,7 @@ def test_every_keypoint_frame_equals_mujocos(described):
   model = reference(path)
   data = mujoco.MjData(model)
   joints_FxJ = corners_and_random(ours, 8)
-  found_FxPx4x4 = np.asarray(frames(ours, jnp.asarray(joints_FxJ)), np.float64)
+  both_FxPx4x4 = [np.asarray(kinematics.frames(form, jnp.asarray(joints_FxJ)), np.float64) for form in (ours, as_arrays(ours))]
   tree_FxN = np.asarray(kinematics.tree_joints(ours, joints_FxJ), np.float64)
   assert tuple(model.joint(j).name for j in range(model.njnt)) == ours.tree_joint_names
   links = {p: name for p, name in enumerate(keypoints.NAMES) if ours.present[p] and not ours.how}
@@ -112,17 +129,18 @@ def test_every_keypoint_frame_equals_mujocos(described):
   fixed = {p: model.jnt_bodyid[ours.keypoint_parents[p]] if ours.keypoint_parents[p] >= 0 else 0 for p in np.flatnonzero(ours.present)}
   zero_Px4x4 = geometry.se3(ours.keypoint_rotation_Px3x3, ours.keypoint_Px3).astype(np.float64)
   arms = {p: np.linalg.inv(geometry.se3(data.xmat[b].reshape(3, 3), data.xpos[b])) @ zero_Px4x4[p] for p, b in fixed.items()}
-  for found_Px4x4, tree_N in zip(found_FxPx4x4, tree_FxN):
+  for *both_Px4x4, tree_N in zip(*both_FxPx4x4, tree_FxN):
     data.qpos[:] = tree_N
     mujoco.mj_kinematics(model, data)
     for p, body in fixed.items():
       expected = geometry.se3(data.xmat[body].reshape(3, 3), data.xpos[body]) @ arms[p]
       expected = [expected] + ([pose_in(data, model, links[p])] if p in links else [])
-      for T in expected:
+      for found_Px4x4, T in itertools.product(both_Px4x4, expected):
         np.testing.assert_allclose(found_Px4x4[p, :3, 3], T[:3, 3], atol=1e-5, err_msg=keypoints.NAMES[p])
         angle = np.linalg.norm(found_Px4x4[p, :3, :3] - T[:3, :3]) / np.sqrt(2)  # of the turn between them, where it is small
         assert angle < 1e-5, (keypoints.NAMES[p], angle)
-  assert (found_FxPx4x4[:, ~np.array(ours.present)] == np.eye(4)).all()
+  for found_FxPx4x4 in both_FxPx4x4:
+    assert (found_FxPx4x4[:, ~np.array(ours.present)] == np.eye(4)).all()
 
 
 def test_every_coupling_and_range_is_the_files(described):
@@ -168,7 +186,7 @@ def test_built_in_moves_as_the_makers_urdf(shared, tmp_path, side):
   assert [urdf.joint(j).name for j in range(urdf.njnt)] == list(ours.joint_names)
   np.testing.assert_allclose(urdf.jnt_range, np.stack([ours.lower_J, ours.upper_J], -1), rtol=1e-7)
   joints_FxJ = random_joints(ours, 50, seed=1)
-  found = forward(ours, jnp.asarray(joints_FxJ, jnp.float32))
+  found = kinematics.keypoints(ours, jnp.asarray(joints_FxJ, jnp.float32))
   moving = [name for name in LINKS.values() if name != "wrist"]  # the root link is MuJoCo's world
   for joints_J, points_Px3 in zip(joints_FxJ, np.asarray(found)):
     data.qpos[:] = joints_J
@@ -189,35 +207,46 @@ def test_jacobian_equals_automatic_differentiation(crooked, which, both, alone):
   model = hand.load(crooked if which == "crooked" else which, "left")  # twelve joints move with the six values of inspire
   with jax.enable_x64(True):
     joints_FxJ = jnp.asarray(random_joints(model, 5), jnp.float64)
-    points, jacobian = jax.jit(both)(model, joints_FxJ)
-    assert jacobian.dtype == jnp.float64
-    np.testing.assert_allclose(points, jax.jit(alone)(model, joints_FxJ), atol=1e-12)
-    expected = jax.jit(jax.vmap(jax.jacfwd(lambda j: alone(model, j))))(joints_FxJ)
-    np.testing.assert_allclose(jacobian, expected, atol=2e-9)  # the hand's axes are unit to float32
+    expected = jax.vmap(jax.jacfwd(lambda j: alone(model, j)))(joints_FxJ)
+    for form in (model, as_arrays(model)):
+      points, jacobian = both(form, joints_FxJ)
+      assert jacobian.dtype == jnp.float64
+      np.testing.assert_allclose(points, alone(form, joints_FxJ), atol=1e-12)
+      np.testing.assert_allclose(jacobian, expected, atol=2e-9)  # the hand's axes are unit to float32
 
 
 def test_any_leading_axes():
   model = hand.load("sharpa_wave", "right")
   joints = jnp.asarray(random_joints(model, 6), jnp.float32)
-  compiled = jax.jit(kinematics.keypoints_and_jacobian_in_wrist)
-  flat = compiled(model, joints)
-  assert (flat[0].shape, flat[1].shape) == ((6, 21, 3), (6, 21, 3, 22))
-  for batched, expected in zip(compiled(model, joints.reshape(2, 3, 22)), flat):
-    np.testing.assert_allclose(batched.reshape(expected.shape), expected, atol=1e-7)
-  np.testing.assert_allclose(compiled(model, joints[0])[1], flat[1][0], atol=1e-7)
+  flat = every_function(model, joints)
+  assert [x.shape for x in jax.tree.leaves(flat[-1])] == [(6, 21, 3), (6, 21, 3, 22)]
+  for found, shape in ((every_function(model, joints.reshape(2, 3, 22)), (2, 3)), (every_function(model, joints[0]), ())):
+    for batched, expected in zip(jax.tree.leaves(found), jax.tree.leaves(flat)):
+      assert batched.shape == shape + expected.shape[1:]
+      np.testing.assert_allclose(batched, expected.reshape(2, 3, *expected.shape[1:]) if shape else expected[0], atol=1e-7)
+
+
+def test_compiled_equals_operation_by_operation(crooked):
+  """Every function, with the hand as an argument of the program and as constants in it."""
+  model = hand.load(crooked, "right")
+  joints_FxJ = jnp.asarray(random_joints(model, 4), jnp.float32)
+  expected = every_function(model, joints_FxJ)
+  for static in ((), 0):
+    found = jax.jit(every_function, static_argnums=static)(model, joints_FxJ)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 
 @pytest.mark.parametrize("side", keypoints.SIDES)
 def test_wrist_frame_is_that_of_the_zero_pose(side):
   model = hand.load("sharpa_wave", side)
-  zero_Px3 = np.asarray(forward_in_wrist(model, jnp.zeros((1, 22))))[0]
+  zero_Px3 = np.asarray(kinematics.keypoints_in_wrist(model, jnp.zeros((1, 22))))[0]
   np.testing.assert_allclose(keypoints.wrist_frame(zero_Px3, side), np.eye(4), atol=1e-6)
   joints_FxJ = jnp.asarray(random_joints(model, 3), jnp.float32)
-  expected = geometry.transform(geometry.se3_inverse(model.T_base_wrist_4x4)[None], np.asarray(forward(model, joints_FxJ)))
-  np.testing.assert_allclose(forward_in_wrist(model, joints_FxJ), expected, atol=1e-6)
+  expected = geometry.transform(geometry.se3_inverse(model.T_base_wrist_4x4)[None], np.asarray(kinematics.keypoints(model, joints_FxJ)))
+  np.testing.assert_allclose(kinematics.keypoints_in_wrist(model, joints_FxJ), expected, atol=1e-6)
 
 
 def test_positive_flexion_closes_the_hand():
   model = hand.load("sharpa_wave", "right")
-  open_Px3, closed_Px3 = (np.asarray(forward_in_wrist(model, jnp.asarray(0.5 * k * model.upper_J)[None]))[0] for k in (0, 1))
+  open_Px3, closed_Px3 = (np.asarray(kinematics.keypoints_in_wrist(model, jnp.asarray(0.5 * k * model.upper_J)[None]))[0] for k in (0, 1))
   assert (closed_Px3[list(keypoints.TIPS), 2] < open_Px3[list(keypoints.TIPS), 2]).all(), "tips go to the palm, away from the back"

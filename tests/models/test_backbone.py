@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from egoscale_jax.models import language, layers, vision
 
@@ -63,7 +64,8 @@ def decoder():
     return model.apply(params, x, [jnp.zeros_like(x)], is_image, token_mask, (1, 1))
 
   x = jax.random.normal(jax.random.key(1), (1, 6, 16))
-  params = model.init(jax.random.key(0), x, [jnp.zeros_like(x)], is_image, jnp.ones((1, 6), bool), (1, 1))
+  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, [x], is_image, jnp.ones((1, 6), bool), (1, 1)), x)
+  params = tiny.params(shapes)
   return jax.jit(jax.jacrev(run, argnums=1)), params, x
 
 

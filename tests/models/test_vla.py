@@ -20,10 +20,15 @@ def setup():
   config.model.dropout = 0.1
   model = vla.VLA(config.model)
   batch = tiny.batch(config)
-  params = jax.jit(model.init)(jax.random.key(0), batch)
-  # The last layers start at random, not at zero, so every path carries a gradient.
+  params = tiny.params(jax.eval_shape(model.init, jax.random.key(0), batch))
   value_and_grad = jax.jit(jax.value_and_grad(lambda params, batch: vla.loss(model, params, batch, seed=0, draws=2)))
   return config, model, params, batch, value_and_grad
+
+
+@pytest.fixture(scope="module")
+def features(setup):
+  """Compiled once: (params, batch) -> Features."""
+  return jax.jit(lambda params, batch: setup[1].apply(params, batch, method=vla.VLA.features))
 
 
 def masked_batch(batch):
@@ -80,12 +85,11 @@ def test_what_is_not_masked_is_seen(setup):
     assert value_and_grad(params, dataclasses.replace(batch, **{name: value}))[0] != loss, name
 
 
-def test_more_left_padding_changes_nothing(setup):
+def test_more_left_padding_changes_nothing(setup, features):
   """Masks, not places: what is computed does not depend on how wide the padding is."""
-  config, model, params, _, _ = setup
-  features = jax.jit(lambda batch: model.apply(params, batch, method=vla.VLA.features).feature_BxLxD)
-  narrow, wide = tiny.batch(config, padding=2), tiny.batch(config, padding=9)
-  np.testing.assert_allclose(features(narrow)[:, 2:], features(wide)[:, 9:], atol=2e-5)
+  config, _, params, _, _ = setup
+  narrow, wide = (features(params, tiny.batch(config, padding=padding)).feature_BxLxD for padding in (2, 9))
+  np.testing.assert_allclose(narrow[:, 2:], wide[:, 9:], atol=2e-5)
 
 
 def test_the_placeholder_learns_from_human_video_and_the_encoder_does_not(setup):
@@ -109,15 +113,15 @@ def test_adapters_of_other_embodiments_get_no_gradient(setup):
       assert not np.any(leaf[1] != 0), adapter
 
 
-def test_sampling_is_euler_over_the_velocity(setup):
+def test_sampling_is_euler_over_the_velocity(setup, features):
   _, model, params, batch, _ = setup
-  features = jax.jit(lambda p, b: model.apply(p, b, method=vla.VLA.features))(params, batch)
-  velocity = jax.jit(lambda x, t: model.apply(params, features, batch, x, t, method=vla.VLA.velocity))
+  seen = features(params, batch)
+  velocity = jax.jit(lambda x, t: model.apply(params, seen, batch, x, t, method=vla.VLA.velocity))
   noise = jax.random.normal(jax.random.key(3), batch.action_BxTxA.shape)
   x = noise
   for i in range(4):
     x = x + velocity(x, jnp.full(len(x), i / 4)) / 4
-  np.testing.assert_allclose(vla.sample(model, params, features, batch, noise, 4), x, atol=1e-4)
+  np.testing.assert_allclose(vla.sample(model, params, seen, batch, noise, 4), x, atol=1e-4)
 
 
 def test_reference_shape_has_three_billion_parameters():

@@ -1,46 +1,16 @@
 """kill -9 in the middle of training, start again: the numbers after it are those of an uninterrupted run, bit for bit."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 import tiny
-from conftest import CACHE, ROOT
 
 from egoscale_jax.errors import UserError
 from egoscale_jax.train import checkpoint, main, run
-
-TINY = {
-  "config.steps": 24,
-  "config.checkpoint_every": 8,
-  "config.validate_every": 24,
-  "config.log_every": 5,
-  "config.batch_size": 4,
-  "config.flow_draws": 1,
-  "config.data.image_size": "(32, 32)",
-  "config.data.text_tokens": 40,
-  "config.model.dropout": 0.1,
-  "config.validation.episodes": 0,
-  **{f"config.{key}": value for key, value in tiny.SHALLOW.items()},
-}
-
-
-@pytest.fixture(scope="module")
-def environment():
-  return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PLATFORMS": "cpu"}
-
-
-def start(shards, workdir, environment, log, **overrides):
-  fields = [f"--{key}={value}" for key, value in {**TINY, **overrides}.items()]
-  command = [sys.executable, "-m", "egoscale_jax.cli", "train", f"--config={ROOT}/configs/pretrain.py:debug", f"--workdir={workdir}"]
-  return subprocess.Popen([*command, f"--config.data.shards={shards}", *fields], env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def losses(workdir):
@@ -48,43 +18,42 @@ def losses(workdir):
   return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
 
 
-def test_killed_run_continues_bit_for_bit(shards, tmp_path, environment):
+def test_killed_run_continues_bit_for_bit(shards, tiny_run, tmp_path):
+  """Against `tiny_run`, which ran in another process and was not killed; validation changes no number and is left out here."""
+  killed = tmp_path / "killed"
   with open(tmp_path / "log", "w") as log:
-    whole = start(shards, tmp_path / "whole", environment, log)
-    assert whole.wait(300) == 0, (tmp_path / "log").read_text()
-
-    killed = start(shards, tmp_path / "killed", environment, log)
-    while not (tmp_path / "killed" / "checkpoints" / "8").is_dir() or len(losses(tmp_path / "killed")) < 10:
-      assert killed.poll() is None, (tmp_path / "log").read_text()
+    process = tiny.train(shards, killed, log, **{"validation.episodes": 0})
+    while not (killed / "checkpoints" / "8").is_dir() or len(losses(killed)) < 10:
+      assert process.poll() is None, (tmp_path / "log").read_text()
       time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    reached = max(losses(tmp_path / "killed"))
+    process.kill()
+    process.wait()
+    reached = max(losses(killed))
     assert reached < 24, "the run ended before it could be killed"
 
-    again = start(shards, tmp_path / "killed", environment, log)
+    again = tiny.train(shards, killed, log, **{"validation.episodes": 0})
     assert again.wait(300) == 0, (tmp_path / "log").read_text()
   assert "from step" in (tmp_path / "log").read_text()
-  expected = losses(tmp_path / "whole")
+  expected = losses(tiny_run)
   assert sorted(expected) == list(range(1, 25))
-  assert losses(tmp_path / "killed") == expected
+  assert losses(killed) == expected
   assert len(set(expected.values())) == 24, "every step has its own numbers"
 
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(shards, tiny_run, tmp_path):
   before = (tiny_run / "metrics.jsonl").read_text().splitlines()
-  main.main(tiny.config(shards, **tiny.SHALLOW), tiny_run, jax.devices()[:1])
+  main.main(tiny.config(shards, **tiny.RUN), tiny_run, jax.devices()[:1])
   assert (tiny_run / "metrics.jsonl").read_text().splitlines() == before
   with pytest.raises(UserError, match=r"holds another run: config.optim.learning_rate: found 0.5, the run began with 0.001"):
-    main.main(tiny.config(shards, **tiny.SHALLOW, **{"optim.learning_rate": 0.5}), tiny_run, jax.devices()[:1])
+    main.main(tiny.config(shards, **tiny.RUN, **{"optim.learning_rate": 0.5}), tiny_run, jax.devices()[:1])
   moved = tmp_path / "moved"
   shutil.copytree(shards, moved)
-  run.start(tiny.config(moved, **tiny.SHALLOW), tiny_run)
+  run.start(tiny.config(moved, **tiny.RUN), tiny_run, jax.devices()[:1])
   content = json.loads((moved / "manifest.json").read_text())
   (moved / "manifest.json").write_text(json.dumps({**content, "image_size": 32}))
   with pytest.raises(UserError, match="holds other data than the run"):
-    run.start(tiny.config(moved, **tiny.SHALLOW), tiny_run)
-  run.start(tiny.config(shards, log_every=7, **tiny.SHALLOW), tiny_run)  # what changes no number may change
+    run.start(tiny.config(moved, **tiny.RUN), tiny_run, jax.devices()[:1])
+  run.start(tiny.config(shards, **{**tiny.RUN, "log_every": 7}), tiny_run, jax.devices()[:1])  # what changes no number may change
 
 
 def test_the_next_stage_takes_the_parameters_and_nothing_else(shards, tiny_run, tmp_path):

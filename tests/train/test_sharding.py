@@ -92,13 +92,14 @@ def test_eight_devices_take_the_step_of_one():
   """FSDP and tensor parallelism change nothing but the order of sums; the state comes back with the shardings asked for."""
   config = tiny.config(flow_draws=1, **tiny.SHALLOW)
   model, batch = vla.VLA(config.model), tiny.batch(config)
-  initial = jax.jit(lambda b: step_lib.init_state(model, config, b))(batch)
+  shapes = jax.eval_shape(lambda b: step_lib.init_state(model, config, b), batch)
+  initial = step_lib.init_state(model, config, batch, tiny.params(shapes.params))
   results = {}
   for name, sizes, devices in (("one", (1, 1, 1), jax.devices()[:1]), ("eight", (1, 4, 2), jax.devices())):
     with config.unlocked():
       config.mesh = dict(zip(sharding.AXES, sizes))
     mesh = sharding.make_mesh(config, devices)
-    shardings = sharding.state_shardings(jax.eval_shape(lambda: initial), mesh)
+    shardings = sharding.state_shardings(shapes, mesh)
     step = jax.jit(step_lib.make_train_step(model, config), out_shardings=(shardings, None))
     state, metrics = step(jax.device_put(initial, shardings), sharding.to_global(batch, mesh))
     results[name] = (state, metrics)
