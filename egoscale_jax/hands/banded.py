@@ -13,7 +13,7 @@ import jax.numpy as jnp
 def solve(blocks_of, columns, right_KxNxL):
   """Block Cholesky of L systems. -> x [K, N, L].
 
-  columns: a pytree of arrays [K, ...]; blocks_of(its k-th part) -> blocks [4, N, N, L]: at d the rows of block k + d, the columns of block k
+  columns: a pytree of arrays [K, ...]; blocks_of(its k-th part) -> blocks [4, N, N, L]: at d the rows of block k + d, the columns of k
   (d = 0: the diagonal). A function, because the blocks of all k together take long to write and to read. right [K, N, L].
   """
   N, L = right_KxNxL.shape[1:]
@@ -31,7 +31,7 @@ def solve(blocks_of, columns, right_KxNxL):
         entries = entries - before[c - p :] * before[c - p][None]
         value = value - before[c - p] * y[p]
       root = jnp.sqrt(entries[0])
-      factor.append(entries / root[None])  # a division, not a product: XLA computes it once, and a product again in every loop that reads it
+      factor.append(entries / root[None])  # a division: XLA computes a product again in every loop that reads it
       y.append(value / root)
     below = [entries[N - c :] for c, entries in enumerate(factor)]
     shifted = jnp.pad(update[N:, N:], ((0, N), (0, N), (0, 0))) - sum(b[:, None] * b[None] for b in below)

@@ -19,7 +19,7 @@ from egoscale_jax.hands.costs import Weights
 
 DEFAULT = Weights()
 LANES = (4, 8, 16)  # windows side by side in one call: few for a short recording, so that no core waits
-WINDOW, OVERLAP = 288, 32  # frames; windows are blended over the overlap: with 16 their ends show, a round trip is 1.6 degrees off and not 0.1
+WINDOW, OVERLAP = 288, 32  # frames; windows are blended over the overlap: with 16 a round trip is 1.6 degrees off, with 32 0.1
 KNOT = 2  # frames between the spline's knots: 4 loses the pinches of a webcam recording, 1 costs twice the time for 0.1 mm
 FRAME_ITERATIONS, ITERATIONS = 5, 7
 MAX_JERK, _SMOOTHER = 100.0, 3  # rad/s^3, mean; solved again at most so many times
@@ -114,7 +114,7 @@ def start_windows(hand, weights, target_Px3xFxB, scale):
 
 @functools.partial(jax.jit, static_argnames=("hand", "weights", "rate_hz"))
 def refine_windows(hand, weights, target_Px3xFxB, seen_PxFxB, scale, start_JxFxB, rate_hz, smooth=1.0):
-  """Trajectories on the robot's scale, in its base frame: [21, 3, F, B], seen [21, F, B] -> (joints [J, F, B], tip error [F, B] in metres)."""
+  """Trajectories on the robot's scale, in its base frame: [21, 3, F, B], seen [21, F, B] -> (joints [J, F, B], tip error [F, B], metres)."""
   aims = costs.aims(hand, weights, target_Px3xFxB, seen_PxFxB, scale)
   joints, _ = solver.trajectories(hand, weights, aims, rest_pose(hand), start_JxFxB, rate_hz, KNOT, ITERATIONS, smooth)
   return joints, costs.tip_error(hand, joints, target_Px3xFxB, seen_PxFxB)

@@ -31,7 +31,7 @@ def gather(frames_FxB, knot):
 
 
 def gather_pairs(frames_FxB, knot):
-  """What a frame's matrix entry weighs for each pair of coefficients: [..., F, B] -> [4, ..., K, B]; at [d, ..., k, :]: the pair (k, k + d)."""
+  """What a frame's matrix entry weighs for pairs of coefficients: [..., F, B] -> [4, ..., K, B]; at [d, ..., k, :]: the pair (k, k + d)."""
   b = basis(knot)
   return jnp.stack([_gathered(frames_FxB, b[:, : ORDER - d] * b[:, d:]) for d in range(ORDER)])
 
