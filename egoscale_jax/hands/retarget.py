@@ -114,7 +114,7 @@ def start_windows(hand, weights, target_Px3xFxB, scale):
 
 @functools.partial(jax.jit, static_argnames=("hand", "weights", "rate_hz"))
 def refine_windows(hand, weights, target_Px3xFxB, seen_PxFxB, scale, start_JxFxB, rate_hz, smooth=1.0):
-  """Trajectories on the robot's scale, in its base frame: [21, 3, F, B], seen [21, F, B] -> (joints [J, F, B], tip error [F, B], metres)."""
+  """Trajectories on the robot's scale, in its base frame: [21, 3, F, B], seen [21, F, B] -> (joints [J, F, B], tip error [F, B], m)."""
   aims = costs.aims(hand, weights, target_Px3xFxB, seen_PxFxB, scale)
   joints, _ = solver.trajectories(hand, weights, aims, rest_pose(hand), start_JxFxB, rate_hz, KNOT, ITERATIONS, smooth)
   return joints, costs.tip_error(hand, joints, target_Px3xFxB, seen_PxFxB)
