@@ -27,6 +27,21 @@ class Solver:
     return self.follow(alignment.Targets(target_Fx21x3, self.hand, self.scale)).joints_FxJ
 
 
+class Smoothed:
+  """The bench's DexPilot, its joints passed through a zero-phase Gaussian: the best of the peers' answers to noise."""
+
+  def __init__(self, spec, sigma_frames):
+    from solvers import dex  # the bench's
+
+    self.solver, self.sigma_frames = dex.dexpilot(spec), sigma_frames
+    self.joint_names = self.solver.joint_names
+
+  def solve(self, keypoints_Fx21x3):
+    import scipy.ndimage
+
+    return scipy.ndimage.gaussian_filter1d(np.asarray(self.solver.solve(keypoints_Fx21x3)), self.sigma_frames, axis=0, mode="nearest")
+
+
 def make(spec):
   """Trajectory mode, default weights."""
   return Solver(spec, retarget.follow)
@@ -43,12 +58,22 @@ def tips(spec):
 
 
 def varied(**weights):
+  """One solution with these weights, however large its jerk."""
   return lambda spec: Solver(
     spec, lambda source: retarget.follow(source, dataclasses.replace(retarget.DEFAULT, **weights), max_jerk=np.inf)
   )
 
 
-# The trade of error against jerk, and the ablation: what each cost does.
-jerk_1, jerk_2, jerk_6, jerk_12 = (varied(jerk=jerk) for jerk in (1e-5, 2e-5, 6e-5, 12e-5))
-quadratic = varied(jerk=5e-6, jerk_soft=np.inf)
-no_pinch, no_bone, hard_tip, knuckle = varied(pinch=0.0), varied(bone=0.0, direction=0.0), varied(tip_soft_m=np.inf), varied(knuckle=0.3)
+def smoothed(sigma_frames):
+  return lambda spec: Smoothed(spec, sigma_frames)
+
+
+# The trade of error against jerk, ours and that of the best peer.
+jerk_05, jerk_1, jerk_2, jerk_3, jerk_4, jerk_8 = (varied(jerk=jerk) for jerk in (0.5e-5, 1e-5, 2e-5, 3e-5, 4e-5, 8e-5))
+gauss_05, gauss_1, gauss_2, gauss_3, gauss_5 = (smoothed(sigma) for sigma in (0.5, 1.0, 2.0, 3.0, 5.0))
+
+# The ablation: what each cost does.
+plain = varied()
+quadratic = varied(jerk=3e-6, jerk_soft=np.inf)
+no_pinch, hard_tip, no_direction = varied(pinch=0.0), varied(tip_soft_m=np.inf), varied(direction=0.0)
+bone, knuckle = varied(bone=0.02), varied(knuckle=0.3)

@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -196,12 +197,33 @@ def _solve_windows(source, weights, rate_hz, smooth, start_FxJ, batch):
   pieces += pieces[-1:] * (lanes - len(pieces))
   target, seen = (np.stack([piece[i] for piece in pieces], axis=-1) for i in (0, 1))
   scale = np.float32(source.scale)
+  with _compiling:
+    from_keypoints, refine = _programs(hand, weights, rate_hz, lanes)
   if start_FxJ is None:
-    start = start_windows(hand, weights, target, scale)
+    start = from_keypoints(target, scale)
   else:
     start = np.stack([_padded_to(start_FxJ[a:b].T, WINDOW) for a, b, _ in batch + batch[-1:] * (lanes - len(batch))], axis=-1)
-  joints, residual = refine_windows(hand, weights, target, seen, scale, start, rate_hz, smooth)
+  joints, residual = refine(target, seen, scale, start, smooth)
   return batch, np.asarray(joints), np.asarray(residual), valid
+
+
+_compiling = threading.Lock()
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(hand, weights, rate_hz, lanes):
+  """start_windows and refine_windows for so many windows, compiled side by side: 22 joints take seconds on one core."""
+
+  def single(*shape):
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+  target, seen, start = single(21, 3, WINDOW, lanes), single(21, WINDOW, lanes), single(hand.num_joints, WINDOW, lanes)
+  lowered = (
+    start_windows.lower(hand, weights, target, single()),
+    refine_windows.lower(hand, weights, target, seen, single(), start, rate_hz, single()),
+  )
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    return tuple(pool.map(lambda program: program.compile(), lowered))
 
 
 def _padded_to(joints_JxF, length):
