@@ -50,8 +50,9 @@ class Hands:
     picture = Image.new("RGB", (2 * width, height + 52), GROUND)
     picture.paste(page, (0, 26))
     pen = ImageDraw.Draw(picture)
-    pen.text((10, 6), f"human, x {self.scale:.3f}", fill=INK, font_size=14)
-    pen.text((width + 10, 6), f"{self.hand.name}, {self.hand.side}", fill=INK, font_size=14)
+    pen.text((10, 6), f"human, scaled by {self.scale:.3f}", fill=INK, font_size=14)
+    name, side = self.hand.name, self.hand.side
+    pen.text((width + 10, 6), name if side in name else f"{name}, {side}", fill=INK, font_size=14)
     error = f"tips {1e3 * self.residual_m_F[frame]:.1f} mm" if self.valid_F[frame] else "not all keypoints are here"
     pen.text((10, height + 29), f"frame {frame}, {frame / self.rate_hz:.2f} s", fill=MUTED, font_size=14)
     pen.text((width + 10, height + 29), error, fill=INK, font_size=14)
