@@ -59,7 +59,7 @@ def test_nothing_names_a_machine():
   tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
   for name in filter(None, tracked):
     path = ROOT / name
-    if path.suffix in (".py", ".sh", ".md", ".toml", ".xml", ".txt", ""):
+    if path.suffix in (".py", ".sh", ".md", ".toml", ".xml", ".txt", ".ipynb", ""):
       assert not re.search(r"(?<![\w.])/(home|root|Users|work)/", path.read_text()), name
 
 
@@ -125,5 +125,5 @@ def test_readme_names_every_room_and_both_commands():
   first_screen = "\n".join(readme.splitlines()[:40])
   assert "./launch/quickstart.sh" in first_screen
   assert "./launch/test.sh" in first_screen
-  for room in ("hands", "data", "sim", "models", "evaluate", "train", "view"):
+  for room in ("hands", "data", "sim", "models", "evaluate", "train", "view", "colabs"):
     assert f"{room}/" in readme

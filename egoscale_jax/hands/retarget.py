@@ -76,6 +76,8 @@ def follow(source, weights=DEFAULT, *, rate_hz=30.0, max_gap_s=MAX_GAP_S, max_je
   joints_FxJ, residual_m_F = out or (np.zeros((frames, hand.num_joints), np.float32), np.zeros(frames, np.float32))
   valid_F = np.zeros(frames, bool)
   smooth = 1.0
+  if weights.jerk > 0:  # the compiled program is told the weight of the jerk when it runs: another value compiles nothing
+    weights, smooth = dataclasses.replace(weights, jerk=DEFAULT.jerk), weights.jerk / DEFAULT.jerk
   for attempt in range(1 + _SMOOTHER):
     _solve(source, weights, float(rate_hz), smooth, joints_FxJ, residual_m_F, valid_F, again=attempt > 0)
     jerk = _mean_jerk(joints_FxJ, valid_F, rate_hz)

@@ -33,16 +33,8 @@ class Hands:
     self.residual_m_F, self.valid_F = arrays["residual_m"], arrays["valid"]
     self.rate_hz, self.scale = float(arrays["rate_hz"]), float(arrays["scale"])
     wrist = geometry.se3_inverse(self.hand.T_base_wrist_4x4.astype(np.float64))
-    turn = _screen(self.hand.side)
-    robot = np.array(kinematics.keypoints_in_wrist(self.hand, arrays["joints"]))
-    robot[:, ~np.asarray(self.hand.present)] = np.nan
-    robot[np.isnan(arrays["joints"]).any(-1)] = np.nan
-    places = [geometry.transform(wrist, arrays["human"]) @ turn.T, robot @ turn.T]
-    both = np.concatenate([p[..., :2].reshape(-1, 2) for p in places])
-    low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)
-    zoom = np.min((np.asarray(PANEL) - 44) / np.maximum(high - low, 1e-3))
-    centre = np.append((low + high) / 2, 0.0)
-    self.human_Fx21x3, self.robot_Fx21x3 = ((p - centre) * zoom + [PANEL[0] / 2, PANEL[1] / 2, 0] for p in places)
+    human = geometry.transform(wrist, arrays["human"]) @ _screen(self.hand.side).T
+    self.human_Fx21x3, self.robot_Fx21x3 = _fitted(human, _robot(self.hand, arrays["joints"]))
 
   def __len__(self):
     return len(self.valid_F)
@@ -58,13 +50,30 @@ class Hands:
     picture = Image.new("RGB", (2 * width, height + 52), GROUND)
     picture.paste(page, (0, 26))
     pen = ImageDraw.Draw(picture)
-    pen.text((10, 6), f"human, x {self.scale:.3f}", fill=INK, font_size=14)
-    pen.text((width + 10, 6), f"{self.hand.name}, {self.hand.side}", fill=INK, font_size=14)
+    pen.text((10, 6), f"human, scaled by {self.scale:.3f}", fill=INK, font_size=14)
+    name, side = self.hand.name, self.hand.side
+    pen.text((width + 10, 6), name if side in name else f"{name}, {side}", fill=INK, font_size=14)
     error = f"tips {1e3 * self.residual_m_F[frame]:.1f} mm" if self.valid_F[frame] else "not all keypoints are here"
     pen.text((10, height + 29), f"frame {frame}, {frame / self.rate_hz:.2f} s", fill=MUTED, font_size=14)
     pen.text((width + 10, height + 29), error, fill=INK, font_size=14)
     pen.rectangle([0, 0, picture.width - 1, picture.height - 1], outline=FAINT)
     return picture
+
+
+def poses(hand, joints_FxJ, captions):
+  """One hand at a few joint values [F, J] (radians) from the viewpoint of `Hands`, side by side, each with its caption. -> PIL"""
+  (points_Fx21x3,) = _fitted(_robot(hand, joints_FxJ))
+  width, height = PANEL
+  page = Image.new("RGB", (len(captions) * width * SMOOTH, height * SMOOTH), GROUND)
+  for frame, points_21x3 in enumerate(points_Fx21x3):
+    _draw(page, points_21x3, frame * width)
+  picture = Image.new("RGB", (len(captions) * width, height + 26), GROUND)
+  picture.paste(page.resize((len(captions) * width, height), Image.Resampling.LANCZOS), (0, 26))
+  pen = ImageDraw.Draw(picture)
+  for frame, caption in enumerate(captions):
+    pen.text((frame * width + 10, 6), caption, fill=INK, font_size=14)
+  pen.rectangle([0, 0, picture.width - 1, picture.height - 1], outline=FAINT)
+  return picture
 
 
 def view(source, output):
@@ -86,6 +95,23 @@ def _read(path):
     raise UserError(f"{path}: no such file") from error
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f"{path}: cannot be read as .npz: {str(error).splitlines()[0]}") from error
+
+
+def _robot(hand, joints_FxJ):
+  """-> [F, 21, 3] right, down, to the camera, in metres; NaN where the hand has no keypoint or the joints are missing."""
+  points = np.array(kinematics.keypoints_in_wrist(hand, np.asarray(joints_FxJ, np.float32)))
+  points[:, ~np.asarray(hand.present)] = np.nan
+  points[np.isnan(joints_FxJ).any(-1)] = np.nan
+  return points @ _screen(hand.side).T
+
+
+def _fitted(*places):
+  """Arrays [F, 21, 3] in metres -> the same in a panel's pixels, on one scale that lets all of them fit."""
+  both = np.concatenate([p[..., :2].reshape(-1, 2) for p in places])
+  low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)
+  zoom = np.min((np.asarray(PANEL) - 44) / np.maximum(high - low, 1e-3))
+  centre = np.append((low + high) / 2, 0.0)
+  return [(p - centre) * zoom + [PANEL[0] / 2, PANEL[1] / 2, 0] for p in places]
 
 
 def _screen(side):

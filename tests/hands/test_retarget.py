@@ -324,6 +324,16 @@ def test_too_much_jerk_is_solved_again_with_more_smoothing():
   assert held < 0.65 * free
 
 
+def test_another_weight_of_the_jerk_compiles_nothing():
+  points, usual = smooth_run()[1][:300], FAITHFUL.jerk
+  mild, strong = (dataclasses.replace(FAITHFUL, jerk=factor * usual) for factor in (0.5, 20.0))
+  quick = retarget.retarget(points, load(), "right", mild, scale=1.0, **NEVER)
+  programs = retarget.refine_windows._cache_size(), retarget.start_windows._cache_size()
+  calm = retarget.retarget(points, load(), "right", strong, scale=1.0, **NEVER)
+  assert programs == (retarget.refine_windows._cache_size(), retarget.start_windows._cache_size())
+  assert mean_jerk(calm.joints_FxJ) < 0.9 * mean_jerk(quick.joints_FxJ)
+
+
 def egodex_keypoints(path, side):
   """EgoDex names -> 21 keypoints [F, 21, 3]; its Metacarpal is the base of the palm bone and no keypoint of ours."""
   bones = ("Knuckle", "IntermediateBase", "IntermediateTip", "Tip")
