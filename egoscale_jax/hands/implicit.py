@@ -16,6 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from egoscale_jax.hands import costs, solver, spline
 
@@ -28,18 +29,16 @@ def frames(hand, weights, aims, rest_J, start_JxF, iterations):
   return solver.frames(hand, weights, aims, rest_J, start_JxF, iterations)
 
 
-@frames.defjvp
+@functools.partial(frames.defjvp, symbolic_zeros=True)
 def _frames_jvp(weights, primals, tangents):
   hand, aims, rest_J, *_ = primals
-  moves = tangents[:3]
   joints, _ = frames(hand, weights, *primals[1:])
 
   def cost(joints, hand, aims, rest_J):
     return costs.cost(hand, weights, aims, rest_J, list(joints))
 
-  hessian_JxJxF = _hessian(jax.grad(lambda q: jnp.sum(cost(q, hand, aims, rest_J))), joints)
-  step = _step(cost, joints, (hand, aims, rest_J), moves, jnp.moveaxis(hessian_JxJxF, -1, 0), slack=0.0)
-  found, moved = jax.jvp(cost, (joints, hand, aims, rest_J), (step, *moves))
+  hessian_JxJxF = _hessian(lambda q: cost(q, hand, aims, rest_J), joints)
+  found, step, moved = _move(cost, joints, primals[:3], tangents[:3], jnp.moveaxis(hessian_JxJxF, (0, 1), (-2, -1)), slack=0.0)
   return (joints, found), (step, moved)
 
 
@@ -53,58 +52,79 @@ def trajectories(hand, weights, aims, rest_J, start_JxFxB, rate_hz, knot, iterat
   return solver.trajectories(hand, weights, aims, rest_J, start_JxFxB, rate_hz, knot, iterations, smooth)
 
 
-@trajectories.defjvp
+@functools.partial(trajectories.defjvp, symbolic_zeros=True)
 def _trajectories_jvp(weights, rate_hz, knot, primals, tangents):
   hand, aims, rest_J, start, iterations, smooth = primals
-  moves = (*tangents[:3], tangents[5])
+  given, moves = (*primals[:3], smooth), (*tangents[:3], tangents[5])
   joints, _ = trajectories(hand, weights, aims, rest_J, start, rate_hz, knot, iterations, smooth)
   basis_KxF = _basis(joints.shape[1], knot)
   coefficients = jnp.einsum("jfb,fk->jkb", joints, jnp.asarray(np.linalg.pinv(basis_KxF), joints.dtype))
 
-  def cost(coefficients, hand, aims, rest_J, smooth):
-    data_FxB = costs.cost(hand, weights, aims, rest_J, list(spline.evaluate(coefficients, knot)))
-    return jnp.sum(data_FxB, axis=0) + solver._smoothness(weights, coefficients, rate_hz, knot, smooth)[0]
+  def data(joints, hand, aims, rest_J):
+    return costs.cost(hand, weights, aims, rest_J, list(joints))
 
-  def bend(coefficients_K):
-    return jnp.sum(solver._smoothness(weights, coefficients_K[None, :, None], rate_hz, knot, smooth)[0])
+  def bend(coefficients, smooth):
+    return solver._smoothness(weights, coefficients, rate_hz, knot, smooth)[0]
+
+  def cost(coefficients, hand, aims, rest_J, smooth):
+    return jnp.sum(data(spline.evaluate(coefficients, knot), hand, aims, rest_J), axis=0) + bend(coefficients, smooth)
 
   J, K, B = coefficients.shape
-  data_JxJxFxB = _hessian(jax.grad(lambda q: jnp.sum(costs.cost(hand, weights, aims, rest_J, list(q)))), joints)
   basis = jnp.asarray(basis_KxF, joints.dtype)
-  hessian = jnp.einsum("kf,ijfb,lf->bikjl", basis, data_JxJxFxB, basis)
-  bend_JxBxKxK = jax.vmap(jax.vmap(jax.hessian(bend), in_axes=1))(coefficients)
-  hessian = hessian.at[:, np.arange(J), :, np.arange(J)].add(bend_JxBxKxK)
+  hessian = jnp.einsum("kf,ijfb,lf->bikjl", basis, _hessian(lambda q: data(q, hand, aims, rest_J), joints), basis)
+  of_joint = jax.hessian(lambda coefficients_K: jnp.sum(bend(coefficients_K[None, :, None], smooth)))
+  hessian = hessian.at[:, np.arange(J), :, np.arange(J)].add(jax.vmap(jax.vmap(of_joint, in_axes=1))(coefficients))
   slack = _SLACK * float(jnp.finfo(joints.dtype).eps)
-  step = _step(cost, coefficients, (hand, aims, rest_J, smooth), moves, hessian.reshape(B, J * K, J * K), slack)
-  found, moved = jax.jvp(cost, (coefficients, hand, aims, rest_J, smooth), (step, *moves))
+  found, step, moved = _move(cost, coefficients, given, moves, hessian.reshape(B, J * K, J * K), slack)
   return (joints, found), (spline.evaluate(step, knot), moved)
 
 
-def _step(cost, x, given, moves, hessian_BxNxN, slack):
-  """How the solution x [..., B] of least cost(x, *given) [B] moves as `given`, the hand first, moves."""
-  hand, hand_moves = given[0], moves[0]
-  lower, upper = (solver._columns(bound, x) for bound in (hand.lower_J, hand.upper_J))
-  lower_moves, upper_moves = (solver._columns(bound, x) for bound in (hand_moves.lower_J, hand_moves.upper_J))
-  gradient = jax.grad(lambda x, *given: jnp.sum(cost(x, *given)))
-  pull = gradient(x, *given)
-  at_lower, at_upper = (x <= lower + slack) & (pull > 0), (x >= upper - slack) & (pull < 0)
-  held = at_lower * lower_moves + at_upper * upper_moves
-  _, change = jax.jvp(gradient, (x, *given), (held, *moves))
-  free = 1.0 - (at_lower | at_upper).astype(x.dtype)
-  free_BxN = jnp.moveaxis(free, -1, 0).reshape(x.shape[-1], -1)
-  right_BxN = -jnp.moveaxis(change, -1, 0).reshape(free_BxN.shape) * free_BxN
-  eye = jnp.eye(free_BxN.shape[1], dtype=x.dtype)[None]
-  matrix = hessian_BxNxN * free_BxN[:, :, None] * free_BxN[:, None] + eye * (1.0 - free_BxN[:, None])
-  step_BxN = jnp.linalg.solve(matrix, right_BxN[..., None])[..., 0]
-  return held + jnp.moveaxis(step_BxN.reshape(-1, *x.shape[:-1]), 0, -1)
+def _move(cost, x, given, moves, hessian_FxNxN, slack):
+  """The least cost(x, *given) [F] at x [..., F], how x moves as `given` moves, the hand first in it, and how the cost does."""
+
+  def cost_and_pull(*given):
+    found, back = jax.vjp(lambda x: cost(x, *given), x)
+    return found, back(jnp.ones_like(found))[0]
+
+  (found, pull), (moved, change) = _jvp(cost_and_pull, given, moves)
+  batch = found.shape
+  lower, upper = given[0].lower_J, given[0].upper_J
+  at_lower = (x <= solver._columns(lower, x) + slack) & (pull > 0)
+  at_upper = (x >= solver._columns(upper, x) - slack) & (pull < 0)
+  lower_moves, upper_moves = (solver._columns(_array(move), x) for move in (moves[0].lower_J, moves[0].upper_J))
+  held, free = at_lower * lower_moves + at_upper * upper_moves, 1.0 - (at_lower | at_upper).astype(x.dtype)
+  held_FxN, free_FxN, change_FxN = (jnp.moveaxis(y.reshape(-1, *batch), 0, -1) for y in (held, free, change))
+  right_FxN = -(change_FxN + jnp.einsum("...ij,...j->...i", hessian_FxNxN, held_FxN)) * free_FxN
+  eye = jax.lax.expand_dims(jnp.eye(free_FxN.shape[-1], dtype=x.dtype), range(len(batch)))
+  matrix = hessian_FxNxN * free_FxN[..., None] * free_FxN[..., None, :] + eye * (1.0 - free_FxN[..., None])
+  step_FxN = held_FxN + jnp.linalg.solve(matrix, right_FxN[..., None])[..., 0]
+  step = jnp.moveaxis(step_FxN, -1, 0).reshape(x.shape)
+  return found, step, moved + jnp.sum(pull * step, axis=tuple(range(x.ndim - len(batch))))
 
 
-def _hessian(gradient, joints_JxF):
-  """[J, J, ...] of each frame: a Hessian-vector product a joint, all frames at once."""
+def _hessian(cost, joints_JxF):
+  """[J, J, F] of cost(joints) [F]: a Hessian-vector product a joint, all frames at once."""
+  gradient = jax.grad(lambda joints_JxF: jnp.sum(cost(joints_JxF)))
   joints = len(joints_JxF)
   seeds = jnp.eye(joints, dtype=joints_JxF.dtype).reshape(joints, joints, *(1,) * (joints_JxF.ndim - 1))
   seeds = jnp.broadcast_to(seeds, (joints, *joints_JxF.shape))
   return jax.vmap(lambda seed: jax.jvp(gradient, (joints_JxF,), (seed,))[1])(seeds)
+
+
+def _jvp(function, given, moves):
+  """jax.jvp by what moves alone: a tangent of zeros for the hand would cost its kinematics' derivative, which XLA does not drop."""
+  leaves, tree = jax.tree.flatten(given)
+  moves = jax.tree.leaves(moves)
+  at = [i for i, move in enumerate(moves) if not isinstance(move, SymbolicZero)]
+
+  def of(moving):
+    return function(*tree.unflatten([moving.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+  return jax.jvp(of, ({i: leaves[i] for i in at},), ({i: moves[i] for i in at},))
+
+
+def _array(move):
+  return jnp.zeros(move.shape) if isinstance(move, SymbolicZero) else move
 
 
 @functools.cache
