@@ -61,9 +61,9 @@ def solve_trajectory(target_Px3xF, iterations=ENOUGH):
 
 @functools.partial(jax.jit, static_argnums=0)
 def differentiated(solve, target, move, asked):
-  """-> ((joints, cost), their change along `move`, and the gradient of a loss of both)."""
-  found, moved = jax.jvp(solve, (target,), (move,))
-  return found, moved, jax.grad(lambda target: sum(jnp.sum(a * x) for a, x in zip((asked, 1.0), solve(target))))(target)
+  """-> ((joints, cost), their change along `move`, the gradient of a loss of both): jax.jvp and jax.grad, compiled as one."""
+  found, linear = jax.linearize(solve, target)
+  return found, linear(move), jax.linear_transpose(linear, target)((asked, jnp.ones_like(found[1])))[0]
 
 
 def frames_cost(joints_JxF, target):
@@ -135,6 +135,18 @@ def test_trajectories_move_as_stationary_points_do():
   expected = reference.moved(target, move) @ evaluate
   np.testing.assert_allclose(moved[0], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
   check_loss(found, moved, gradient)
+
+
+@pytest.mark.parametrize("solve", [solve_frames, solve_trajectory])
+def test_single_precision_is_near_double(solve):
+  _, wanted, wanted_gradient = differentiated(solve, *problem())
+  single = [np.float32(x) for x in problem()]
+  with jax.enable_x64(False):
+    _, moved, gradient = differentiated(solve, *single)
+  for found, expected in ((moved[0], wanted[0]), (gradient, wanted_gradient)):
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_too_few_frames_for_the_coefficients_are_refused():
