@@ -8,6 +8,9 @@ import sys
 # In the environment, so that processes that tests start are as strict and share what is compiled: the tests compile much and run little.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# LLVM's optimizations are nearly half of all compiling and save less than that here; no test is about them, and XLA's own passes stay.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 ./launch/test.sh has the programs that users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).resolve().parents[1] / ".venv" / "jax_cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # small programs too: no slower cold, four times as fast the next time
 
