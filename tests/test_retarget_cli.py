@@ -75,10 +75,21 @@ def test_pieces_and_rounds_leave_every_frame_behind(monkeypatch, recording, tmp_
   """Several windows, and several rounds of more smoothing; the solver itself is not asked."""
   frames = 3 * retarget.WINDOW
   np.save(tmp_path / "long.npy", np.resize(np.load(recording), (frames, 21, 3)))
-  solve = lambda hand, weights, target, seen, *_: (np.zeros((22, 1, retarget.WINDOW), np.float32), target[0, 0])  # noqa: E731
-  monkeypatch.setattr(retarget, "solve_windows", solve)
+  rounds = []
+
+  def programs(hand, weights, rate_hz, lanes):
+    restless = np.random.default_rng(0).uniform(0.0, 0.1, (22, retarget.WINDOW, lanes)).astype(np.float32)
+
+    def refine(target, seen, scale, start, smooth):
+      rounds.append(float(smooth))
+      return restless, target[0, 0]
+
+    return (lambda target, scale: restless), refine
+
+  monkeypatch.setattr(retarget, "_programs", programs)
   line = files.run("sharpa_wave", "right", tmp_path / "long.npy", tmp_path / "long.npz")
   assert f"{frames} frames, {frames} valid" in line
+  assert len(set(rounds)) == 4
   with np.load(tmp_path / "long.npz") as arrays:
     assert np.isfinite(arrays["human"]).all()
 
