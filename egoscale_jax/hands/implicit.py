@@ -6,7 +6,7 @@ What a bound holds moves with the bound alone. The solver's iterations are not d
 derivative is as good as the solution has converged (docs/retargeting.md).
 
 `custom_jvp` and not `custom_vjp`: the rule is linear in the tangents, so JAX transposes it, and one rule serves jax.jvp, jax.grad,
-jax.jacfwd and jax.jacrev. Each rule calls the function that it belongs to, so it can be differentiated again.
+jax.jacfwd and jax.jacrev.
 
 Axes as in solver.py; N unknowns of a system, which is a frame's J or a trajectory's J * K.
 """
