@@ -58,7 +58,7 @@ def retarget(
   """Keypoints of one human hand [F, 21, 3] in metres, in any frame of reference (may move), NaN where missing (or of low confidence).
 
   scale: robot's size over the human's, estimated from the keypoints where None. max_jerk: the mean of |jerk| in rad/s^3 that a quick
-  person, a noisy tracker or a hand of few joints may reach; beyond it the recording is solved again with more smoothing, at most three times.
+  person, a noisy tracker or a hand of few joints may reach; beyond it the recording is solved again, smoother, at most three times.
   out: (joints [F, J], residual [F]) float32 to write into, as memory maps for a recording that does not fit.
   """
   source = alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale)
