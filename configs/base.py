@@ -44,6 +44,7 @@ def get_config(mode=""):
   config.data.slots = dict(human=26)  # which adapter an embodiment uses; 26 is the EgoScale robot's and its human data's (N1.7)
   config.data.human_state = False  # True: human video comes with its tracked hand pose as proprioception, as N1.7's human tags do;
   # the paper's human data has none, and a learned placeholder stands in (section 2.3)
+  config.data.residual_soft_m = 0.0  # fingertip residual of the retargeting at which a joint's label counts half; 0: all count the same
   config.data.threads = 8  # reader threads a process
   config.data.workers = 0  # worker processes a host; the examples do not depend on it
   config.data.prefetch = 4  # batches

@@ -74,6 +74,7 @@ class Policy:
       state_mask_B=np.full(1, state is not None),
       action_BxTxA=np.zeros((1, m.horizon, m.action_dim), np.float32),
       action_mask_BxTxA=np.broadcast_to(observed, (1, m.horizon, m.action_dim)),
+      action_weight_BxTxA=np.ones((1, m.horizon, m.action_dim), np.float32),
       embodiment_B=np.asarray([c.data.slots[embodiment]], np.int32),
       position_B=np.zeros(1, np.int32),
     )

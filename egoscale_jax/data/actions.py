@@ -34,6 +34,19 @@ def make_chunk(T_world_wrist_Fx2x4x4, joints_Fx2xJ, valid_Fx2, start: int, horiz
   return action.reshape(horizon, -1), mask.reshape(horizon, action_dim(num_joints))
 
 
+def label_weight(residual_m_Fx2, start: int, horizon: int, num_joints: int, soft_m: float, stride: int = 1):
+  """What each entry of `make_chunk` counts in the loss: [T, A] float32, 1 but for joints whose retargeting left the fingertips off.
+
+  1 / (1 + (residual / soft_m)^2), so half at soft_m metres; 1 for all where soft_m is 0 and where nothing was retargeted (NaN).
+  """
+  weight_Tx2xD = np.ones((horizon, 2, WRIST_DIM + num_joints), np.float32)
+  if soft_m:
+    frames = np.minimum(start + stride * np.arange(1, horizon + 1), len(residual_m_Fx2) - 1)
+    residual_Tx2 = np.nan_to_num(residual_m_Fx2[frames], nan=0.0)
+    weight_Tx2xD[..., WRIST_DIM:] = (1.0 / (1.0 + (residual_Tx2 / soft_m) ** 2))[..., None]
+  return weight_Tx2xD.reshape(horizon, -1)
+
+
 def split_chunk(action_TxA, num_joints: int):
   """[..., T, A] -> (T_start_wrist [..., T, 2, 4, 4], joints [..., T, 2, J]); the inverse of the layout."""
   hands = action_TxA.reshape(action_TxA.shape[:-1] + (2, WRIST_DIM + num_joints))

@@ -34,6 +34,7 @@ class Examples:
     state, has_state = self.state(record, frame)
     padding = self.model.action_dim - actions.action_dim(num_joints)
     action = np.where(mask, self.normalizer.normalize(action), 0.0)  # zero is read nowhere: the mask says so, and a test poisons it
+    weight = actions.label_weight(record["residual_m"], frame, self.model.horizon, num_joints, self.data.residual_soft_m, self.data.stride)
     token, token_mask = self.prompt(record["text"])
     return dict(
       image_BxCxYxXx3=transforms.decode(record["jpeg"][frame], self.data.image_size)[None],
@@ -44,6 +45,7 @@ class Examples:
       state_mask_B=np.asarray(has_state),
       action_BxTxA=np.pad(action, ((0, 0), (0, padding))).astype(np.float32),
       action_mask_BxTxA=np.pad(mask, ((0, 0), (0, padding))),
+      action_weight_BxTxA=np.pad(weight, ((0, 0), (0, padding)), constant_values=1.0),
       embodiment_B=np.int32(self.data.slots[record["embodiment"]]),
     )
 
@@ -70,6 +72,8 @@ def make_examples(config, prompt, stats):
     raise UserError(f"config.model.state_dim: found {config.model.state_dim}, the hand {stats.hand} needs {needed}")
   if data["hand"] != stats.hand:
     raise UserError(f"{shards}: holds joints of the hand {data['hand']!r}, the run's is {stats.hand!r}")
+  if not config.data.residual_soft_m >= 0:
+    raise UserError(f"config.data.residual_soft_m: found {config.data.residual_soft_m}, expected metres, or 0 for no weighting")
   if len(config.data.cameras) != 1:
     raise UserError(f"config.data.cameras: found {tuple(config.data.cameras)}, human video has one, the head camera")
   unknown = sorted(set(data["embodiments"]) - set(config.data.slots))
@@ -132,4 +136,5 @@ def fake_batch(shapes, seed=0):
     return rng.integers(0, 256 if shape.dtype == np.uint8 else 2, shape.shape).astype(shape.dtype)
 
   batch = jax.tree.map(fill, shapes)
-  return dataclasses.replace(batch, position_B=np.arange(len(batch.position_B), dtype=np.int32))
+  ones = np.ones_like(batch.action_weight_BxTxA)
+  return dataclasses.replace(batch, position_B=np.arange(len(batch.position_B), dtype=np.int32), action_weight_BxTxA=ones)

@@ -30,9 +30,12 @@ def interpolate(noise_BxTxA, action_BxTxA, time_B):
   return (1.0 - t) * noise_BxTxA + t * action_BxTxA
 
 
-def masked_mean(value_BxTxA, mask_BxTxA):
-  """Mean over the mask; masked values may be anything, NaN too. An empty mask gives zero."""
-  total = jnp.sum(jnp.where(mask_BxTxA, value_BxTxA, 0.0))
+def masked_mean(value_BxTxA, mask_BxTxA, weight_BxTxA):
+  """Mean over the mask of the weighted values; values and weights that are masked may be anything, NaN too. An empty mask gives zero.
+
+  Divided by the mask's sum and not by the weights': an example of poor labels counts less than one of good labels.
+  """
+  total = jnp.sum(jnp.where(mask_BxTxA, value_BxTxA, 0.0) * jnp.where(mask_BxTxA, weight_BxTxA, 0.0))
   return total / jnp.maximum(jnp.sum(mask_BxTxA), 1)
 
 

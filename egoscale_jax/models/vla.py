@@ -90,7 +90,7 @@ def loss(model, params, batch, seed, draws, train=True):
   time_B = flow.sample_time(time_key, c.alpha, c.scale)
   x_t = flow.interpolate(noise, action, time_B)
   velocity = model.apply(params, features, batch, x_t, time_B, train, method=VLA.velocity, rngs={"dropout": dropout_velocity})
-  return flow.masked_mean((velocity - (action - noise)) ** 2, batch.action_mask_BxTxA)
+  return flow.masked_mean((velocity - (action - noise)) ** 2, batch.action_mask_BxTxA, batch.action_weight_BxTxA)
 
 
 def sample(model, params, features, batch, noise_BxTxA, steps):

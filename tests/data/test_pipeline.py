@@ -98,6 +98,25 @@ def test_example_holds_the_chunk_of_its_frame(setup, shards):
   assert not example["state_mask_B"]
 
 
+def test_the_residual_weighs_the_joints_where_it_was_asked_for(setup, shards):
+  config, prompt, stats, _ = setup
+  record = dict(builder.open_split(shards, "train")[0])
+  record["residual_m"] = np.full_like(record["residual_m"], np.nan)
+  record["residual_m"][5, 0], record["residual_m"][5, 1], record["residual_m"][6, 1] = 0.01, 0.02, 0.0
+  assert (pipeline.make_examples(config, prompt, stats)(record, 3)["action_weight_BxTxA"] == 1.0).all()
+  example = pipeline.make_examples(tiny.config(shards, **{"data.residual_soft_m": 0.01}), prompt, stats)(record, 3)
+  weight = example["action_weight_BxTxA"]
+  assert weight.shape == example["action_mask_BxTxA"].shape
+  hands = weight[:, :62].reshape(-1, 2, 31)
+  np.testing.assert_allclose(hands[1, 0, 9:], 0.5)  # step 1 of a chunk at frame 3 is frame 5
+  np.testing.assert_allclose(hands[1, 1, 9:], 0.2)
+  hands[1, :, 9:] = 1.0
+  assert (hands == 1.0).all()
+  assert (weight[:, 62:] == 1.0).all()
+  with pytest.raises(UserError, match=r"config.data.residual_soft_m: found -1.0, expected metres"):
+    pipeline.make_examples(tiny.config(shards, **{"data.residual_soft_m": -1.0}), prompt, stats)
+
+
 def test_state_is_the_hands_seen_from_the_camera_and_only_where_it_was_asked_for(setup, shards):
   config, prompt, stats, _ = setup
   told = tiny.config(shards, **{"data.human_state": True})

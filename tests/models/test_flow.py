@@ -44,7 +44,9 @@ def test_noise_of_an_example_follows_its_position_alone():
 def test_masked_mean_ignores_whatever_is_masked_and_an_empty_mask_is_zero():
   value = jnp.array([[[1.0, jnp.nan], [3.0, jnp.inf]]])
   mask = jnp.array([[[True, False], [True, False]]])
-  assert flow.masked_mean(value, mask) == 2.0
-  gradient = jax.grad(lambda v: flow.masked_mean(v, mask))(value)
+  ones = jnp.ones_like(value)
+  assert flow.masked_mean(value, mask, ones) == 2.0
+  gradient = jax.grad(lambda v: flow.masked_mean(v, mask, ones))(value)
   np.testing.assert_array_equal(gradient, [[[0.5, 0], [0.5, 0]]])
-  assert flow.masked_mean(value, jnp.zeros_like(mask)) == 0.0
+  assert flow.masked_mean(value, jnp.zeros_like(mask), ones) == 0.0
+  assert flow.masked_mean(value, mask, jnp.array([[[0.5, 1.0], [1.0, jnp.nan]]])) == 1.75

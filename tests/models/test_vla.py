@@ -51,6 +51,7 @@ def poison(batch, image_token):
   return dataclasses.replace(
     batch,
     action_BxTxA=np.where(batch.action_mask_BxTxA, batch.action_BxTxA, np.nan).astype(np.float32),
+    action_weight_BxTxA=np.where(batch.action_mask_BxTxA, batch.action_weight_BxTxA, np.nan).astype(np.float32),
     state_BxS=np.where(batch.state_mask_B[:, None], batch.state_BxS, np.nan).astype(np.float32),
     token_BxL=token.astype(np.int32),
     image_BxCxYxXx3=image,
