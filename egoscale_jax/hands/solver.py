@@ -134,9 +134,8 @@ def _with_diagonal(pattern, lags_4xExKxB, smooth_4xJxKxB, damping_B):
   return lags_4xExKxB.at[:, own].add(smooth_4xJxKxB).at[0, own].add(damping_B[None, None] * lags_4xExKxB[0, own])
 
 
-def _banded_step(groups, pattern, lags_4xExKxB, gradient_JxKxB, frozen_JxKxB):
-  """Likewise for the coefficients of trajectories, each group of joints a system of its own, filled up with rows of the identity."""
-  joints, K, B = gradient_JxKxB.shape
+def _layout(groups, pattern, joints):
+  """-> which joint stands where [N, G], and which entry [N, N, G]; where a group is smaller than N, one past the last of each."""
   index_NxG = np.full((max(map(len, groups)), len(groups)), joints)
   entry_NxNxG = np.full((len(index_NxG), *index_NxG.shape), len(pattern))
   for g, group in enumerate(groups):
@@ -145,6 +144,13 @@ def _banded_step(groups, pattern, lags_4xExKxB, gradient_JxKxB, frozen_JxKxB):
       if i in group and j in group:
         a, b = group.index(i), group.index(j)
         entry_NxNxG[a, b, g] = entry_NxNxG[b, a, g] = e
+  return index_NxG, entry_NxNxG
+
+
+def _banded_step(groups, pattern, lags_4xExKxB, gradient_JxKxB, frozen_JxKxB):
+  """The step of all coefficients, each group a system of its own; what is frozen, or fills a group up, is a row of the identity."""
+  joints, K, B = gradient_JxKxB.shape
+  index_NxG, entry_NxNxG = _layout(groups, pattern, joints)
   lanes = len(groups) * B
   free_KxJxB = jnp.pad(1.0 - frozen_JxKxB.astype(gradient_JxKxB.dtype), ((0, 1), (0, 0), (0, 0))).swapaxes(0, 1)
   later = jnp.pad(free_KxJxB, ((0, 3), (0, 0), (0, 0)))
