@@ -104,7 +104,7 @@ def _solve(source, folder, output, rate_hz, origin, path):
   _pack(folder, [joints_FxJ, residual_m_F, human_Fx21x3], {**small, "rate_hz": rate_hz, **origin}).replace(output)
   return (
     f"{frames} frames, {result.valid_F.sum()} valid, {result.bridged_F.sum()} bridged; tips {error_mm:.2f} mm (mean, robot's scale); "
-    f"{frames / seconds:.0f} frames/s; scale {result.scale:.4f}"
+    f"{seconds:.1f} s, compiling included; scale {result.scale:.4f}"
   )
 
 
