@@ -45,9 +45,20 @@ def get_config(mode=""):
   config.data.human_state = False  # True: human video comes with its tracked hand pose as proprioception, as N1.7's human tags do;
   # the paper's human data has none, and a learned placeholder stands in (section 2.3)
   config.data.residual_soft_m = 0.0  # fingertip residual of the retargeting at which a joint's label counts half; 0: all count the same
+  config.data.constant = ()  # regular expressions on names of actions, as "left\\.(z|finger_0)", that may be the same in all the data;
+  # any other such dimension ends the run: a wrong column or unit, a dead joint
+  config.data.mixture = ConfigDict()  # in place of shards, several: name=dict(shards=DIR, weight=1.0, pairs=""); pairs: the folder of the
+  # human episodes that the robot's in `shards` are aligned with, by the same text; each pair then fills two rows of a batch
+  config.data.temperature = 1.0  # a share is hours ** (1 / temperature) times the weights; inf: the weights alone
+  config.data.embodiments = ConfigDict()  # a further weight of an embodiment, where it is not 1
+  config.data.twentieths = 20  # how many twentieths of the training hours; the smaller subsets lie in the larger (paper section 3.3)
+  config.data.windows = 8  # examples from each record that is read
+  config.data.mix = 8  # records that a row of the batch has at a time: its examples come from these in a random order
   config.data.threads = 8  # reader threads a process
   config.data.workers = 0  # worker processes a host; the examples do not depend on it
-  config.data.prefetch = 4  # batches
+  config.data.prefetch_bytes = 2**31  # batches that wait, a process
+  config.data.cache_bytes = 2**31  # records that wait for their other windows, a process; too little costs time, and changes nothing
+  config.data.unreadable = 1e-4  # a larger share of examples that cannot be read ends the run; up to it their neighbours stand in
 
   config.batch_size = 8192  # global
   config.steps = 100_000
@@ -75,7 +86,7 @@ def debug(config):
   m.mixer = dict(layers=1, heads=4, head_dim=16, mask_padding=True)
   m.expert = dict(layers=4, heads=4, head_dim=32, output=128, embodiments=2, max_positions=64, time_buckets=1000, state_dropout=0.2)
   m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
-  config.data.update(image_size=(64, 64), threads=2, prefetch=2, slots=dict(human=0))
+  config.data.update(image_size=(64, 64), threads=2, slots=dict(human=0))
   config.batch_size = 16
   config.steps = 300
   config.flow_draws = 4

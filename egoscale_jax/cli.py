@@ -1,6 +1,7 @@
 """The command line: `egoscale VERB ...`, also `python -m egoscale_jax.cli VERB ...`. A user's mistake is one line and exit code 1."""
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -40,7 +41,7 @@ def doctor(arguments):
 
 
 def prepare(arguments):
-  from egoscale_jax.data import exclusion, prepare
+  from egoscale_jax.data import beam, exclusion, prepare
 
   summary = prepare.prepare(
     _source(arguments.source),
@@ -52,6 +53,10 @@ def prepare(arguments):
     validation=arguments.validation,
     columns=arguments.columns,
     exclude=exclusion.load(arguments.exclude) if arguments.exclude else (),
+    stride=arguments.stride,
+    images=arguments.images,
+    codec=arguments.codec,
+    run=functools.partial(beam.run, options=arguments.beam) if arguments.beam else None,
   )
   print("\n".join(summary.lines()))
 
@@ -164,7 +169,9 @@ def _parser():
   )
   recordings(sub)
   sub.add_argument("--exclude", metavar="FILE", help="recordings to leave out, a list that `egoscale doctor` wrote")
-  sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the shards, statistics.json and manifest.json")
+  sub.add_argument(
+    "--output", required=True, metavar="DIR", help="a folder for the shards; a build that was stopped goes on, new recordings are added"
+  )
   sub.add_argument(
     "--hand",
     metavar="NAME",
@@ -173,6 +180,10 @@ def _parser():
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
   sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
   sub.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="share of the scenes held out (default 0.1)")
+  sub.add_argument("--stride", type=int, default=1, metavar="N", help="store every N-th picture (default 1); labels stay at the full rate")
+  sub.add_argument("--images", type=int, default=16, metavar="N", help="pictures a record (default 16)")
+  sub.add_argument("--codec", default="jpeg", choices=("jpeg", "h264"), help="of the pictures (default jpeg; h264: smaller, slower)")
+  sub.add_argument("--beam", default="", metavar="OPTIONS", help="build on Apache Beam: its options, e.g. --beam='--runner=DirectRunner'")
 
   sub = verb(
     export,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egoscale_jax.data import actions, spec, transforms
+from egoscale_jax.data import actions, examples, spec, transforms
 from egoscale_jax.errors import UserError
 from egoscale_jax.models import flow, vla
 from egoscale_jax.train import run as run_lib
@@ -28,9 +28,7 @@ class Policy:
   def __init__(self, workdir):
     self.run, self.params, self.step = run_lib.open_run(workdir)
     self.config = self.run.config
-    stats = self.run.statistics
-    self.joint_names = stats.joint_names
-    self.normalizer = stats.normalizer(self.config.model.horizon, self.config.data.stride)
+    self._assembler = examples.make_assembler(self.config, self.run.prompt, self.run.statistics)
     self._sample = jax.jit(functools.partial(_sample, self.run.model))
 
   def __call__(self, images, text, state=None, embodiment="human", seed=0):
@@ -38,22 +36,27 @@ class Policy:
 
     state: [A] of data.actions.make_state, for a policy that was trained with it (config.data.human_state).
     """
-    batch = self._batch(images, text, state, embodiment)
+    slot = self.slot(embodiment)
+    batch = self._batch(images, text, state, embodiment, slot)
     action = self._sample(self.params, batch, jax.random.key(seed))
-    width = len(self.normalizer.low_A)
-    pose, joints = actions.split_chunk(self.normalizer.denormalize(np.asarray(action)[0, :, :width]), len(self.joint_names))
-    return Chunk(pose, joints, self.joint_names)
+    names = slot.statistics.joint_names
+    pose, joints = actions.split_chunk(slot.normalizer.denormalize(np.asarray(action)[0, :, : slot.width]), len(names))
+    return Chunk(pose, joints, names)
 
-  def _batch(self, images, text, state, embodiment):
+  def slot(self, embodiment) -> examples.Slot:
+    """The hand and the normaliser of an embodiment."""
+    if embodiment not in self.config.data.slots:
+      raise UserError(f"embodiment: found {embodiment!r}, expected one of {sorted(self.config.data.slots)}")
+    return self._assembler.slots[self._assembler.slot(embodiment)]
+
+  def _batch(self, images, text, state, embodiment, slot):
     c = self.config
     if len(images) != len(c.data.cameras):
       raise UserError(f"images: found {len(images)}, expected one for each of the cameras {tuple(c.data.cameras)}")
     for i, image in enumerate(images):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f"images[{i}]: found {image.dtype} {image.shape}, expected uint8 [height, width, 3]")
-    if embodiment not in c.data.slots:
-      raise UserError(f"embodiment: found {embodiment!r}, expected one of {sorted(c.data.slots)}")
-    width = len(self.normalizer.low_A)
+    width = slot.width
     if (state is not None) != c.data.human_state or (state is not None and np.shape(state) != (width,)):
       expected = f"[{width}] of actions.make_state" if c.data.human_state else "none: the policy was trained without"
       raise UserError(f"state: found {'none' if state is None else np.shape(state)}, expected {expected}")
@@ -63,8 +66,8 @@ class Policy:
     m = c.model
     padded = np.zeros((1, m.state_dim), np.float32)
     if state is not None:
-      padded[0, :width] = actions.normalize_state(np.asarray(state, np.float32), self.normalizer)
-    observed = np.pad(self.normalizer.observed_A, (0, m.action_dim - len(self.normalizer.observed_A)))
+      padded[0, :width] = actions.normalize_state(np.asarray(state, np.float32), slot.normalizer)
+    observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - width))
     return spec.Batch(
       image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size) for image in images])[None],
       image_mask_BxC=np.ones((1, len(images)), bool),

@@ -16,35 +16,36 @@ def action_dim(num_joints: int) -> int:
   return 2 * (WRIST_DIM + num_joints)
 
 
-def make_chunk(T_world_wrist_Fx2x4x4, joints_Fx2xJ, valid_Fx2, start: int, horizon: int, stride: int = 1):
-  """-> action [T, A] float32 and its mask [T, A] bool; masked entries are NaN.
+def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
+  """Start and T steps of B windows -> action [B, T, A] float32 and its mask [B, T, A] bool; masked entries are NaN.
 
-  A hand that is not valid at `start` has no frame to be relative to: all its steps are masked. Steps past the last frame are masked.
+  A hand that is not valid at the start has no frame to be relative to: all its steps are masked. A wrist that is NaN although the hand is
+  valid (a robot whose recording tells joints alone) masks its own nine numbers.
   """
-  num_frames, _, num_joints = joints_Fx2xJ.shape
-  frames = start + stride * np.arange(1, horizon + 1)
-  inside = frames < num_frames
-  frames = np.minimum(frames, num_frames - 1)
-  valid_Tx2 = valid_Fx2[frames] & valid_Fx2[start] & inside[:, None]
-  T_start_wrist = geometry.se3_inverse(T_world_wrist_Fx2x4x4[start]) @ T_world_wrist_Fx2x4x4[frames]
-  wrist_Tx2x9 = np.concatenate([T_start_wrist[..., :3, 3], geometry.so3_to_rot6d(T_start_wrist[..., :3, :3])], axis=-1)
-  hand_Tx2xD = np.concatenate([wrist_Tx2x9, joints_Fx2xJ[frames]], axis=-1)
-  mask = np.broadcast_to(valid_Tx2[..., None], hand_Tx2xD.shape)
-  action = np.where(mask, hand_Tx2xD, np.nan).astype(np.float32)
-  return action.reshape(horizon, -1), mask.reshape(horizon, action_dim(num_joints))
+  rows, steps = len(joints_BxTx2xJ), joints_BxTx2xJ.shape[1] - 1
+  start_Bx2x4x4 = T_world_wrist_BxTx2x4x4[:, 0]
+  # One product of [3, 3] with [3, 4 * T] a row and hand, not T of them: numpy's own cost is by the product.
+  pose_Bx2x3xTx4 = T_world_wrist_BxTx2x4x4[:, 1:, :, :3].transpose(0, 2, 3, 1, 4).copy()
+  pose_Bx2x3xTx4[..., 3] -= start_Bx2x4x4[:, :, :3, None, 3]
+  relative = start_Bx2x4x4[..., :3, :3].swapaxes(-1, -2) @ pose_Bx2x3xTx4.reshape(rows, 2, 3, steps * 4)
+  relative_BxTx2x3x4 = relative.reshape(rows, 2, 3, steps, 4).transpose(0, 3, 1, 2, 4)
+  rot6d = relative_BxTx2x3x4[..., :2, :3].reshape(rows, steps, 2, 6)  # geometry.so3_to_rot6d
+  wrist_BxTx2x9 = np.concatenate([relative_BxTx2x3x4[..., 3], rot6d], axis=-1)
+  hand_BxTx2xD = np.concatenate([wrist_BxTx2x9, joints_BxTx2xJ[:, 1:]], axis=-1)
+  mask = (valid_BxTx2[:, 1:] & valid_BxTx2[:, :1])[..., None] & np.isfinite(hand_BxTx2xD)
+  action = np.where(mask, hand_BxTx2xD, np.float32(np.nan)).astype(np.float32, copy=False)
+  return action.reshape(rows, steps, -1), mask.reshape(rows, steps, -1)
 
 
-def label_weight(residual_m_Fx2, start: int, horizon: int, num_joints: int, soft_m: float, stride: int = 1):
-  """What each entry of `make_chunk` counts in the loss: [T, A] float32, 1 but for joints whose retargeting left the fingertips off.
+def label_weights(residual_m_BxTx2, num_joints: int, soft_m: float):
+  """What each entry of `make_chunks` counts in the loss: [B, T, A] float32, 1 but for joints whose retargeting left the fingertips off.
 
-  1 / (1 + (residual / soft_m)^2), so half at soft_m metres; 1 for all where soft_m is 0 and where nothing was retargeted (NaN).
+  1 / (1 + (residual / soft_m)^2), so half at soft_m metres; 1 where nothing was retargeted (NaN).
   """
-  weight_Tx2xD = np.ones((horizon, 2, WRIST_DIM + num_joints), np.float32)
-  if soft_m:
-    frames = np.minimum(start + stride * np.arange(1, horizon + 1), len(residual_m_Fx2) - 1)
-    residual_Tx2 = np.nan_to_num(residual_m_Fx2[frames], nan=0.0)
-    weight_Tx2xD[..., WRIST_DIM:] = (1.0 / (1.0 + (residual_Tx2 / soft_m) ** 2))[..., None]
-  return weight_Tx2xD.reshape(horizon, -1)
+  weight_BxTx2xD = np.ones((*residual_m_BxTx2.shape, WRIST_DIM + num_joints), np.float32)
+  residual = np.nan_to_num(residual_m_BxTx2, nan=0.0)
+  weight_BxTx2xD[..., WRIST_DIM:] = (1.0 / (1.0 + (residual / soft_m) ** 2))[..., None]
+  return weight_BxTx2xD.reshape(*residual_m_BxTx2.shape[:2], -1)
 
 
 def split_chunk(action_TxA, num_joints: int):

@@ -1,138 +1,138 @@
-"""Clip records <-> shards: a TFDS builder that writes ArrayRecord, and the source that reads it back. TensorFlow is imported by neither."""
+"""One part of a build: some recordings -> one file of clips, one of episodes, the statistics and the entries of their episodes.
+
+A part is the unit of work for a process, a Beam worker and a restart. What it writes depends on its recordings and the settings alone, so
+that a build that is killed and started again, with any number of workers, ends with the same bytes. Its JSON is written last: a part that
+has one is done, and is never touched again.
+"""
 
 import contextlib
 import dataclasses
-import io
-import itertools
+import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 
-import numpy as np
-
-from egoscale_jax.data import schema, spec
+from egoscale_jax.data import clips, jsonfile, labeller, schema, shards, spec, split, statistics
 from egoscale_jax.errors import UserError
 
-NAME = "egoscale"
-VERSION = "1.0.0"
-TRAIN, VALIDATION = "train", "validation"
-_DIRECTORY = os.path.join(NAME, VERSION)  # below the output, as TFDS lays it out: tfds.data_source("egoscale", data_dir=...) works
+VERSION = 2
+PARTS = "parts"
+MAX_RECORDINGS = 64  # a part; at 256 pixels and ten seconds an episode, a file of about 200 MB
+MIN_PARTS = 16  # so that a small set keeps all workers busy to the end
 
 
-def clips(episode: schema.Episode, labels: schema.Labels) -> Iterator[tuple[str, dict]]:
-  """An episode -> (key, record of spec.clip_features) for ceil(F / CLIP_FRAMES) clips of nearly the same length.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What the bytes depend on, beside the recordings. An output has one for all its parts."""
 
-  Near-equal, so that no clip of one frame is left over: the pipeline draws clips, and a frame of a short clip would be seen too often.
-  """
-  name = f"{episode.source}/{episode.id}"
-  num_frames = episode.num_frames
-  count = -(-num_frames // spec.CLIP_FRAMES)
-  edges = [num_frames * i // count for i in range(count + 1)]
-  for start, end in itertools.pairwise(edges):
-    tail = min(end + spec.TAIL_FRAMES, num_frames)
-    yield (
-      f"{name}#{start}",
-      {
-        "episode": name,
-        "text": _text(episode, start, end),
-        "embodiment": episode.embodiment,
-        "start": np.int32(start),
-        "rate_hz": np.float32(episode.rate_hz),
-        "intrinsics": episode.intrinsics_3x3,
-        "jpeg": np.array(episode.jpeg_F[start:end], dtype=object),
-        "T_world_camera": episode.T_world_camera_Fx4x4[start:end],
-        "keypoints": episode.keypoints_Fx2xPx3[start:end],
-        "T_world_wrist": labels.T_world_wrist_Fx2x4x4[start:tail],
-        "joints": labels.joints_Fx2xJ[start:tail],
-        "valid": labels.valid_Fx2[start:tail],
-        "residual_m": labels.residual_m_Fx2[start:tail],
-      },
-    )
+  source: str
+  columns: str  # sha256 of the config of columns, "" without
+  asked_hand: str | None
+  joints: labeller.Joints
+  image_size: int
+  stride: int
+  images: int
+  codec: str
+  validation: float
+  seed: int
 
 
-def _text(episode, start, end) -> str:
-  """The finer text that covers the clip's frames whole, the shortest of them; where none does, the episode's."""
-  covering = [s for s in episode.spans if s.start_s * episode.rate_hz <= start + 0.5 and s.end_s * episode.rate_hz >= end - 0.5]
-  return min(covering, key=lambda s: (s.end_s - s.start_s, s.text)).text if covering else episode.text
-
-
-def write(output_dir, splits: Mapping[str, Callable[[], Iterator[tuple[str, dict]]]], num_joints: int, licence: str) -> dict[str, int]:
-  """Writes the shards of {split: function that iterates (key, record)} below output_dir -> clips of each split.
-
-  Records are shuffled by the hash of their key, so the bytes depend on the records alone. TFDS holds up to 1 GB of a split in memory, then
-  sorts on disk. J joints a hand; the recordings' licence goes into the data set's description.
-  """
-  import tensorflow_datasets as tfds  # here, so that reading this file's constants does not pay for it
-
-  with tfds.core.registered.skip_registration():
-
-    class Egoscale(tfds.core.GeneratorBasedBuilder):
-      """Clips of egocentric video with the hands' labels (egoscale_jax/data/spec.py)."""
-
-      name = NAME
-      VERSION = tfds.core.Version(VERSION)
-      url_infos = None  # nothing is downloaded; TFDS 4.9.10 looks for checksums with a package that it does not depend on
-
-      def _info(self):
-        return tfds.core.DatasetInfo(
-          builder=self,
-          features=spec.clip_features(num_joints),
-          description=self.__doc__,
-          license=licence,
-          homepage="https://arxiv.org/abs/2602.16710",
-        )
-
-      def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in splits}
-
-      def _generate_examples(self, split):
-        yield from splits[split]()
-
-  tfds.disable_progress_bar()  # the caller has its own
-  builder = Egoscale(data_dir=os.fspath(output_dir), file_format="array_record")
-  with contextlib.redirect_stdout(io.StringIO()):  # "Downloading and preparing ..." on the standard output says nothing that is true here
-    builder.download_and_prepare(download_dir=os.path.join(output_dir, "downloads"))
-  shutil.rmtree(os.path.join(output_dir, "downloads"))  # TFDS makes it although nothing is downloaded
-  return {name: split.num_examples for name, split in builder.info.splits.items()}
-
-
-@dataclasses.dataclass
-class Split:
-  """Random access to the records of one split as dicts of numpy arrays; picklable, the shards are opened at the first read."""
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What a worker is given."""
 
   output_dir: str
-  split: str
-
-  def __post_init__(self):
-    self._source = None
-
-  def _open(self):
-    if self._source is None:
-      import tensorflow_datasets as tfds
-
-      self._source = tfds.builder_from_directory(os.path.join(self.output_dir, _DIRECTORY)).as_data_source(self.split)
-    return self._source
-
-  def __len__(self):
-    return len(self._open())
-
-  def __getitem__(self, index: int) -> dict:
-    """-> a record of spec.clip_features; texts as str, "jpeg" as an object array of bytes."""
-    record = dict(self._open()[int(index)])
-    return {key: value.decode() if isinstance(value, bytes) else value for key, value in record.items()}
-
-  def __getstate__(self):
-    return {"output_dir": self.output_dir, "split": self.split, "_source": None}
+  number: int
+  recordings: tuple[schema.Recording, ...]
+  settings: Settings
+  read: Callable[[schema.Recording], schema.Episode]  # of data/sources, with the image size
 
 
-def open_split(output_dir, split: str) -> Split:
-  """The records of `prepare`'s output; UserError where the directory holds no shards or not this split."""
-  import tensorflow_datasets as tfds
+def sizes(recordings: int) -> int:
+  """How many recordings a part takes, of so many."""
+  return max(1, min(MAX_RECORDINGS, recordings // MIN_PARTS))
 
-  output_dir = os.fspath(output_dir)
-  if not os.path.isfile(os.path.join(output_dir, _DIRECTORY, "dataset_info.json")):
-    raise UserError(f"{output_dir}: holds no shards, expected {_DIRECTORY}/dataset_info.json as `egoscale prepare` writes it")
-  found = sorted(tfds.builder_from_directory(os.path.join(output_dir, _DIRECTORY)).info.splits)
-  if split not in found:
-    raise UserError(f"{output_dir}: has no split {split!r}, found {', '.join(found)}")
-  return Split(output_dir, split)
+
+def json_path(output_dir, number: int) -> str:
+  return os.path.join(output_dir, PARTS, f"{number:05d}.json")
+
+
+def reading_path(output_dir, number: int) -> str:
+  """Holds the file that a worker is reading, so that its death can be told by it."""
+  return os.path.join(output_dir, PARTS, f"{number:05d}.reading")
+
+
+def build(part: Part) -> int:
+  """Writes the part, unless it is there -> its number; UserError where it cannot be written."""
+  path = json_path(part.output_dir, part.number)
+  if not os.path.exists(path):
+    with writing(part.output_dir):
+      content = _build(part)
+      write_json(path, {"version": VERSION, **content})
+      os.remove(reading_path(part.output_dir, part.number))
+  return part.number
+
+
+@contextlib.contextmanager
+def writing(output_dir):
+  """A full disk or a directory without permission is the user's to mend: one line that names the output."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f"{output_dir}: cannot be written: {error.strerror or error}") from error
+
+
+def write_json(path, content):
+  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+    json.dump(content, file, indent=1, ensure_ascii=False)
+    file.write("\n")
+  shards.put_in_place(f"{path}.tmp", path)
+
+
+def load(output_dir, number: int) -> dict:
+  return jsonfile.read(json_path(output_dir, number), VERSION, "part")
+
+
+def _build(part) -> dict:
+  """-> {entries, files {path below the output: {records, bytes, sha256}}, statistics {embodiment: path}, train [ids in them]}."""
+  s, folder = part.settings, os.fspath(part.output_dir)
+  joints = len(s.joints.names[0])
+  writers = {kind: shards.Writer(kind.path(folder, part.number)) for kind in (shards.CLIPS, shards.EPISODES)}
+  features = {kind: shards.features(kind, joints) for kind in writers}
+  entries, train, accumulators = [], [], {}
+  for recording in part.recordings:
+    with open(reading_path(folder, part.number), "w", encoding="utf-8") as file:
+      file.write(os.fspath(recording.files[0]))
+    try:
+      episode = part.read(recording)
+    except UserError as error:
+      episode = error
+    entry, labels = labeller.label(recording, episode, s.asked_hand, s.joints)
+    if labels is not None:
+      records = list(clips.cut(episode, labels, s.stride, s.images, s.codec))
+      for record in records:
+        writers[shards.CLIPS].write(clips.serialize(record, features[shards.CLIPS], spec.CLIP_NUMBERS))
+      record = clips.whole(episode, labels)
+      writers[shards.EPISODES].write(clips.serialize(record, features[shards.EPISODES], spec.EPISODE_NUMBERS))
+      entry |= {"clips": len(records), "rate_hz": episode.rate_hz}
+      if not split.is_validation(episode.scene, s.validation, s.seed):  # as it nearly always stays; builder.finish sees to the rest
+        train.append(recording.id)
+        add(accumulators, episode.embodiment, labels, s.joints)
+    entries.append(entry)
+  files = {os.path.relpath(kind.path(folder, part.number), folder): writer.close() for kind, writer in writers.items()}
+  paths = {}
+  for number, (embodiment, accumulator) in enumerate(sorted(accumulators.items())):
+    paths[embodiment] = os.path.join(PARTS, f"{part.number:05d}-{number}.statistics")
+    write_bytes(os.path.join(folder, paths[embodiment]), accumulator.to_bytes())
+  return {"entries": entries, "files": files, "statistics": paths, "train": train}
+
+
+def add(accumulators, embodiment, labels, joints):
+  if embodiment not in accumulators:
+    accumulators[embodiment] = statistics.Accumulator(joints.hand, joints.names)
+  accumulators[embodiment].add(labels)
+
+
+def write_bytes(path, data: bytes):
+  with open(f"{path}.tmp", "wb") as file:
+    file.write(data)
+  shards.put_in_place(f"{path}.tmp", path)

@@ -1,8 +1,8 @@
 """manifest.json beside the shards: what was read, what was left out and why.
 
-Keys: version, package, source, input, excluded [id], hand, image_size, seed, validation, embodiments, episodes [one dict an episode, of
-`entry`], totals {kept, rejected, frames, hours, clips {split: n}, masked {"<finding> <side>": {frames, episodes}}}, notes,
-statistics_sha256.
+Keys: version, package, source, input, excluded [id], hand, image_size, stride, images, codec, seed, validation, embodiments, parts,
+statistics {embodiment: {file, sha256}}, statistics_sha256, index_sha256, subsets (data/split.py), episodes [one dict an episode, of
+`entry`], totals {kept, rejected, frames, hours, clips {split: n}, masked {"<finding> <side>": {frames, episodes}}}, notes.
 """
 
 import collections
@@ -13,10 +13,13 @@ import os
 import numpy as np
 
 from egoscale_jax.data import jsonfile
+from egoscale_jax.errors import UserError
 
 FILE = "manifest.json"
-VERSION = 1
+PLAN = "plan.json"  # what a build began with
+VERSION = 2
 KEPT, REJECTED = "kept", "rejected"
+EXCLUDED = "excluded"  # the `split` of an episode that is in the files and that a later list leaves out
 
 
 def entry(recording, episode=None, labels=None, findings=(), error="") -> dict:
@@ -36,9 +39,12 @@ def entry(recording, episode=None, labels=None, findings=(), error="") -> dict:
   return result
 
 
-def totals(entries, clips) -> dict:
-  """Sums over the kept entries; clips {split: n}."""
-  kept = [e for e in entries if e["status"] == KEPT]
+def totals(entries) -> dict:
+  """Sums over the entries that are in a split."""
+  kept = [e for e in entries if e["status"] == KEPT and e["split"] is not None and e["split"] != EXCLUDED]
+  clips = collections.Counter()
+  for e in kept:
+    clips[e["split"]] += e["clips"]
   masked = collections.defaultdict(lambda: {"frames": 0, "episodes": 0})
   for finding in (f for e in kept for f in e["findings"]):
     row = masked[f"{finding['name']} {finding['side']}".strip()]
@@ -46,20 +52,31 @@ def totals(entries, clips) -> dict:
     row["episodes"] += 1
   return {
     "kept": len(kept),
-    "rejected": len(entries) - len(kept),
+    "rejected": sum(e["status"] == REJECTED for e in entries),
     "frames": sum(e["frames"] for e in kept),
     "hours": round(sum(e["seconds"] for e in kept) / 3600, 6),
-    "clips": dict(clips),
+    "clips": dict(sorted(clips.items())),
     "masked": dict(sorted(masked.items())),
   }
 
 
-def save(manifest: dict, path):
-  with open(path, "w", encoding="utf-8") as file:
+def save(manifest: dict, output_dir, name: str = FILE):
+  path = os.path.join(output_dir, name)
+  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
     json.dump({"version": VERSION} | manifest, file, indent=1, ensure_ascii=False)
     file.write("\n")
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(f"{path}.tmp", path)
 
 
 def load(output_dir) -> dict:
-  """The manifest of prepared data; UserError where there is none, or one of another version."""
+  """The manifest of prepared data; UserError where there is none, one of another version, or where the data is not whole."""
+  check(output_dir)
   return jsonfile.read(os.path.join(output_dir, FILE), VERSION, "manifest")
+
+
+def check(output_dir):
+  """UserError where a build was begun and has not come to its manifest."""
+  if os.path.isfile(os.path.join(output_dir, PLAN)) and not os.path.isfile(os.path.join(output_dir, FILE)):
+    raise UserError(f"{output_dir}: is not finished, expected {FILE}: start the same `egoscale prepare` again, it goes on")

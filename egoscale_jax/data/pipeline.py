@@ -1,127 +1,180 @@
 """Shards -> Batch, with position = step.
 
-The stream of examples is infinite and index-deterministic: `stream[i]` depends on the seed and i alone. Step k of a run with
-global batch G reads positions k*G .. (k+1)*G - 1; process p of n takes the p-th block of them. So the data position needs no
-checkpoint, and the same batch comes out, in the same order, for any number of processes, workers and restarts. (A strided slice
-`stream[p::n]` would give the same set but, on several processes, another order of the rows of the global array.)
+Row r of step k is a pure function of the seed, k and r (data/order.py, data/mixture.py), process p of n makes the p-th block of the rows,
+and worker w of m the w-th block of those. So the data position needs no checkpoint, and the same batch comes out, in the same order, for
+any number of processes, workers and restarts. (A strided slice `rows[p::n]` would give the same set, but in another order on several
+processes, and with a mixture it can leave a process with one data set only.)
 """
 
+import collections
 import dataclasses
+import threading
 
 import grain
 import jax
 import numpy as np
+from absl import logging
 
-from egoscale_jax.data import actions, builder, manifest, statistics, transforms
+from egoscale_jax.data import clips, examples, mixture, order
 from egoscale_jax.data.spec import Batch
 from egoscale_jax.errors import UserError
 
+_NEIGHBOURS = 8  # clips that are tried in place of one that cannot be read
+_FORGIVEN = 16  # unreadable ones that end no run, however short it is
+
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
-  """Clip record and the index of a frame in it -> one example of the Batch, as a dict without the batch axis."""
+class Info:
+  """Of one batch, or of this process's part of one."""
 
-  data: object  # config.data
-  model: object  # config.model
-  prompt: object  # tokenizer.Prompt
-  normalizer: statistics.Normalizer
-
-  def __call__(self, record, frame):
-    num_joints = record["joints"].shape[-1]
-    action, mask = actions.make_chunk(
-      record["T_world_wrist"], record["joints"], record["valid"], frame, self.model.horizon, self.data.stride
-    )
-    state, has_state = self.state(record, frame)
-    padding = self.model.action_dim - actions.action_dim(num_joints)
-    action = np.where(mask, self.normalizer.normalize(action), 0.0)  # zero is read nowhere: the mask says so, and a test poisons it
-    weight = actions.label_weight(record["residual_m"], frame, self.model.horizon, num_joints, self.data.residual_soft_m, self.data.stride)
-    token, token_mask = self.prompt(record["text"])
-    return dict(
-      image_BxCxYxXx3=transforms.decode(record["jpeg"][frame], self.data.image_size)[None],
-      image_mask_BxC=np.ones(1, bool),
-      token_BxL=token,
-      token_mask_BxL=token_mask,
-      state_BxS=state,
-      state_mask_B=np.asarray(has_state),
-      action_BxTxA=np.pad(action, ((0, 0), (0, padding))).astype(np.float32),
-      action_mask_BxTxA=np.pad(mask, ((0, 0), (0, padding))),
-      action_weight_BxTxA=np.pad(weight, ((0, 0), (0, padding)), constant_values=1.0),
-      embodiment_B=np.int32(self.data.slots[record["embodiment"]]),
-    )
-
-  def state(self, record, frame):
-    """-> normalised state [S] and whether there is one. Human video has none (paper section 2.3), unless config.data.human_state."""
-    state = np.zeros(self.model.state_dim, np.float32)
-    if not self.data.human_state or not record["valid"][frame].all():
-      return state, False
-    known = actions.make_state(record["T_world_camera"][frame], record["T_world_wrist"][frame], record["joints"][frame])
-    if not np.isfinite(known).all():  # a camera that nobody located
-      return state, False
-    state[: len(known)] = actions.normalize_state(known, self.normalizer)
-    return state, True
+  episodes: int  # different ones
+  unreadable: tuple[str, ...]  # one line each: what was not readable, and what stands in its place
 
 
-def make_examples(config, prompt, stats):
-  """Checks the config against the shards -> Examples that normalise with `stats` (the run's, which need not be the shards')."""
-  shards = config.data.shards
-  data = manifest.load(shards)
-  needed = actions.action_dim(len(stats.joint_names))
-  if needed > config.model.action_dim:
-    raise UserError(f"config.model.action_dim: found {config.model.action_dim}, the hand {stats.hand} needs {needed}")
-  if config.data.human_state and needed > config.model.state_dim:
-    raise UserError(f"config.model.state_dim: found {config.model.state_dim}, the hand {stats.hand} needs {needed}")
-  if data["hand"] != stats.hand:
-    raise UserError(f"{shards}: holds joints of the hand {data['hand']!r}, the run's is {stats.hand!r}")
-  if not config.data.residual_soft_m >= 0:
-    raise UserError(f"config.data.residual_soft_m: found {config.data.residual_soft_m}, expected metres, or 0 for no weighting")
-  if len(config.data.cameras) != 1:
-    raise UserError(f"config.data.cameras: found {tuple(config.data.cameras)}, human video has one, the head camera")
-  unknown = sorted(set(data["embodiments"]) - set(config.data.slots))
-  if unknown:
-    raise UserError(f"config.data.slots: no slot for the embodiment {unknown[0]!r} of {shards}, found {sorted(config.data.slots)}")
-  normalizer = stats.normalizer(config.model.horizon, config.data.stride)
-  return Examples(config.data.copy_and_resolve_references(), config.model.copy_and_resolve_references(), prompt, normalizer)
+class Cache:
+  """Records that have windows left, the most recently used ones up to a number of bytes; safe for threads."""
+
+  def __init__(self, limit: int):
+    self._limit, self._size, self._lock, self._held = limit, 0, threading.Lock(), collections.OrderedDict()
+
+  def get(self, key, read):
+    """read() -> (value, its bytes)."""
+    with self._lock:
+      if key in self._held:
+        self._held.move_to_end(key)
+        return self._held[key][0]
+    value, size = read()  # not under the lock: two threads may read one record, and both get the same
+    with self._lock:
+      if key not in self._held:
+        self._held[key] = (value, size)
+        self._size += size
+        while self._size > self._limit and len(self._held) > 1:
+          self._size -= self._held.popitem(last=False)[1][1]
+    return value
 
 
-def make_stream(source, examples, seed):
-  """Infinite MapDataset of examples: every epoch its own order, a frame of each clip drawn from the index alone."""
+class Rows:
+  """Makes any rows of any step."""
 
-  def draw(record, rng):
-    return examples(record, int(rng.integers(len(record["jpeg"]))))
+  def __init__(self, config, assembler: examples.Assembler, mixed: mixture.Mixture, cache_bytes: int):
+    self._seed, self._size, self._mixture, self._assembler = config.seed, config.batch_size, mixed, assembler
+    self._windows = config.data.windows
+    self._order = order.Order(config.batch_size // mixed.unit, config.data.windows, config.data.mix, config.seed)
+    self._cache_bytes, self._cache = cache_bytes, Cache(cache_bytes)
 
-  return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(draw)
+  def __getstate__(self):
+    return self.__dict__ | {"_cache": None}  # a worker process begins with an empty one
+
+  def __setstate__(self, state):
+    self.__dict__.update(state, _cache=Cache(self._cache_bytes))
+
+  def __call__(self, step: int, first: int, last: int) -> tuple[Batch, Info]:
+    """Rows first .. last - 1 of the global batch."""
+    rows = range(first, last)
+    position = (step * self._size + np.arange(first, last, dtype=np.int64)) & 0x7FFFFFFF
+    batch, unreadable = self._assembler.allocate(len(rows)), []
+    names = set()
+    windows = []
+    for place, row in enumerate(rows):
+      window, errors = self._window(step, row, batch, place)
+      windows.append(window)
+      names.add(window.clip.episode)
+      unreadable += errors
+    return self._assembler.fill(batch, windows, position.astype(np.int32)), Info(len(names), tuple(unreadable))
+
+  def _window(self, step, row, batch, place):
+    """Decodes the row's pictures into the batch -> its Window, and what was not readable on the way."""
+    unit, member = divmod(row, self._mixture.unit)
+    ordinal, window = self._order(step, unit)
+    component, own = self._mixture(ordinal, member)
+    errors = []
+    for skip in range(_NEIGHBOURS):
+      split, number = self._mixture.components[component].find(own, member, self._seed, skip)
+      try:
+        clip = self._cache.get((component, member, own, skip), lambda split=split, number=number: _read(split, number))
+        image = order.images(clip.num_images, self._windows, self._seed, own)[window]
+        made = examples.Window(clip, image)
+        self._assembler.decode(made, batch, place)
+      except ValueError as error:
+        errors.append(f"step {step}, row {row}: {error}; the clip after it stands in its place")
+      else:
+        return made, errors
+    raise UserError(f"{_NEIGHBOURS} clips in a row cannot be read: {errors[-1]}")
 
 
-def stack(rows, position):
-  """Example dicts -> Batch of numpy arrays."""
-  arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-  return Batch(**arrays, position_B=np.asarray(position, np.int32))
+def _read(split, number):
+  clip = split[number]
+  if clip.codec == clips.H264:
+    return clip, sum(picture.nbytes for camera in clip.decoded for picture in camera)
+  return clip, sum(len(picture) for picture in clip.pictures) + clip.T_world_wrist_Fx2x4x4.nbytes + clip.joints_Fx2xJ.nbytes
 
 
-def train_batches(config, prompt, stats, first_step, process=None, processes=None):
-  """Iterator of this process's part of the batches of steps first_step, first_step + 1, ... up to config.steps."""
+class Batches:
+  """Iterator over this process's part of the batches of steps first_step .. config.steps - 1; `info` is of the batch that came last."""
+
+  def __init__(self, config, assembler, first_step, process, processes):
+    self.mixture = mixture.make(config)
+    self.info, self._read, self._unreadable, self._limit = None, 0, 0, config.data.unreadable
+    if config.batch_size % (processes * self.mixture.unit):
+      what = f"a multiple of the {processes} processes" + (" x 2, since aligned pairs are in the mixture" if self.mixture.unit > 1 else "")
+      raise UserError(f"config.batch_size: found {config.batch_size}, expected {what}")
+    self._local = config.batch_size // processes
+    self._iterator = iter(self._stream(config, assembler, first_step, process * self._local))
+
+  def _stream(self, config, assembler, first_step, first_row):
+    """Elements are blocks of rows, one a worker and step, so that a record is read by one worker only."""
+    data = config.data
+    blocks = max(data.workers, 1)
+    if self._local % (blocks * self.mixture.unit):
+      raise UserError(f"config.data.workers: found {data.workers}, expected a divisor of the {self._local} rows that this process makes")
+    size = sum(x.nbytes for x in jax.tree.leaves(assembler.allocate(1))) * self._local
+    depth = int(data.prefetch_bytes // size)
+    if depth < 1:
+      raise UserError(f"config.data.prefetch_bytes: found {data.prefetch_bytes}, one batch of this process takes {size}")
+    rows = Rows(config, assembler, self.mixture, int(data.cache_bytes) // blocks)
+    height = self._local // blocks
+
+    def make(element):
+      step, block = divmod(element, blocks)
+      first = first_row + block * height
+      return rows(step, first, first + height)
+
+    elements = grain.MapDataset.range(first_step * blocks, config.steps * blocks).map(make)
+    threads = min(data.threads, depth)
+    stream = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=depth))
+    if data.workers:
+      buffer = max(1, depth // 2)  # half of it in the workers' own threads
+      stream = elements.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, depth - buffer)))
+      stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=buffer))
+    return stream
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> Batch:
+    parts = [next(self._iterator)]
+    while sum(len(part.position_B) for part, _ in parts) < self._local:
+      parts.append(next(self._iterator))
+    unreadable = tuple(line for _, info in parts for line in info.unreadable)
+    self.info = Info(sum(info.episodes for _, info in parts), unreadable)
+    self._read += self._local
+    self._unreadable += len(unreadable)
+    for line in unreadable:
+      logging.warning("unreadable: %s", line)
+    if self._unreadable > max(_FORGIVEN, self._limit * self._read):
+      raise UserError(
+        f"config.data.unreadable: {self._unreadable} of {self._read} examples could not be read, expected at most a share of"
+        f" {self._limit:g}; the last: {unreadable[-1]}"
+      )
+    batches = [part for part, _ in parts]
+    return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def train_batches(config, prompt, stats, first_step, process=None, processes=None) -> Batches:
+  """This process's part of the batches of steps first_step .. config.steps - 1. stats: {slot: Statistics}, the run's."""
   process = jax.process_index() if process is None else process
   processes = jax.process_count() if processes is None else processes
-  if config.batch_size % processes:
-    raise UserError(f"config.batch_size: found {config.batch_size}, expected a multiple of the {processes} processes")
-  local = config.batch_size // processes
-  source = builder.open_split(config.data.shards, "train")
-  stream = make_stream(source, make_examples(config, prompt, stats), config.seed)
-
-  first_row = process * local
-
-  def make_batch(step):
-    position = step * local * processes + first_row + np.arange(local)
-    return stack([stream[int(i)] for i in position], position)
-
-  batches = grain.MapDataset.range(first_step, config.steps).map(make_batch)
-  options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch)
-  batches = batches.to_iter_dataset(options)
-  if config.data.workers:
-    batches = batches.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=config.data.workers, per_worker_buffer_size=config.data.prefetch)
-    )
-  return iter(batches)
+  return Batches(config, examples.make_assembler(config, prompt, stats), first_step, process, processes)
 
 
 def fake_batch(shapes, seed=0):

@@ -1,7 +1,8 @@
-"""The two typed structs of the road: a record of the shards and the Batch of the training step.
+"""The typed structs of the road: the records of the shards, and the Batch of the training step.
 
-A record is a clip: up to `CLIP_FRAMES` consecutive frames as JPEG, and the labels of those frames and of `TAIL_FRAMES` more, so that
-any chunk that starts in the clip is read with one record. Masked values are NaN; a mask beside them says so.
+A clip record holds up to `CLIP_IMAGES` pictures of each camera, `stride` frames apart, and the labels of every frame of their time and of
+`TAIL_FRAMES` more, so that any chunk that starts in the clip is read with one record. An episode record holds the labels of a whole
+episode without pictures, so that statistics and chunks of hours of data take seconds. Masked values are NaN; a mask beside them says so.
 """
 
 import dataclasses
@@ -9,34 +10,37 @@ import dataclasses
 import jax
 import numpy as np
 
-CLIP_FRAMES = 16  # 16 of the measured choices: one window a read costs 140 kB at 224 pixels, and no index across files
+CLIP_IMAGES = 16  # of the measured choices: 140 kB a read at 224 pixels, and no index across files
 TAIL_FRAMES = 64  # a chunk's horizon * stride may reach this far
 
-
-def clip_features(num_joints: int):
-  """TFDS features of one clip record; J joints a hand. Needs no TensorFlow."""
-  import tensorflow_datasets as tfds  # here, so that training never imports the writer's library
-
-  def tensor(*shape, dtype=np.float32):
-    return tfds.features.Tensor(shape=shape, dtype=dtype)
-
-  return tfds.features.FeaturesDict(
-    {
-      "episode": tfds.features.Text(),  # "<source>/<id>"
-      "text": tfds.features.Text(),
-      "embodiment": tfds.features.Text(),
-      "start": tensor(dtype=np.int32),  # the clip's first frame, counted in its episode
-      "rate_hz": tensor(),
-      "intrinsics": tensor(3, 3),
-      "jpeg": tensor(None, dtype=np.object_),  # [C] C <= CLIP_FRAMES frames
-      "T_world_camera": tensor(None, 4, 4),  # [C]
-      "keypoints": tensor(None, 2, 21, 3),  # [C], world, NaN where missing
-      "T_world_wrist": tensor(None, 2, 4, 4),  # [C + tail], tail <= TAIL_FRAMES, shorter at the episode's end
-      "joints": tensor(None, 2, num_joints),  # [C + tail]
-      "valid": tensor(None, 2, dtype=np.bool_),  # [C + tail]
-      "residual_m": tensor(None, 2),  # [C + tail]
-    }
-  )
+# Name -> dtype and shape; None is the axis that the record itself tells, J the joints of a hand. Stored as raw little-endian bytes.
+# N pictures a camera, F frames from the first picture to the end of the tail, C cameras.
+_LABELS = {
+  "T_world_wrist": (np.float32, (None, 2, 4, 4)),  # [F]; NaN where nobody knows the wrist, although the joints are valid
+  "joints": (np.float32, (None, 2, "J")),  # [F]
+  "valid": (np.bool_, (None, 2)),  # [F]
+  "residual_m": (np.float32, (None, 2)),  # [F]
+}
+CLIP_NUMBERS = {
+  "start": (np.int32, ()),  # the clip's first frame, counted in its episode
+  "stride": (np.int32, ()),  # frames from one picture to the next
+  "rate_hz": (np.float32, ()),  # of the frames, not of the pictures
+  "intrinsics": (np.float32, (None, 3, 3)),  # [C]
+  "T_world_camera": (np.float32, (None, 4, 4)),  # [C * N], the first camera's N first
+  "keypoints": (np.float32, (None, 2, 21, 3)),  # [N], world, NaN where missing
+  **_LABELS,
+}
+CLIP_TEXTS = ("episode", "text", "embodiment", "cameras", "codec")  # "<source>/<id>"; camera names with commas between; "jpeg" or "h264"
+CLIP_PICTURES = "pictures"  # [C * N] JPEG, the first camera's N first; or [C] H.264 in MP4
+EPISODE_NUMBERS = {
+  "rate_hz": (np.float32, ()),
+  "intrinsics": (np.float32, (None, 3, 3)),  # [C]
+  "T_world_camera": (np.float32, (None, 4, 4)),  # [C * F]
+  "keypoints": (np.float32, (None, 2, 21, 3)),  # [F]
+  "confidence": (np.float32, (None, 2, 21)),  # [F]
+  **_LABELS,
+}
+EPISODE_TEXTS = ("episode", "text", "embodiment", "cameras")
 
 
 @jax.tree_util.register_dataclass

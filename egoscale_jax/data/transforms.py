@@ -24,3 +24,10 @@ def fit(image_YxXx3, size):
 def decode(jpeg, size):
   """JPEG bytes -> uint8 [size[0], size[1], 3]."""
   return fit(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"), size)
+
+
+def decode_into(clip, image: int, camera: int, out_YxXx3):
+  """A picture of a clip -> `out` uint8 [Y, X, 3], as fit() makes it, without a copy where the stored size is that of `out`."""
+  rgb = clip.rgb(image, camera, out_YxXx3)
+  if rgb is not out_YxXx3:
+    out_YxXx3[:] = fit(rgb, out_YxXx3.shape[:2])

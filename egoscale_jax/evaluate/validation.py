@@ -14,30 +14,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, builder, manifest, pipeline
+from egoscale_jax.data import actions, examples, manifest, mixture, shards
 from egoscale_jax.models import flow, vla
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One query: frame `frame` of record `record` of the validation split."""
+  """One query: a picture of a record of the validation split of one of the folders."""
 
+  source: int
   record: int
-  frame: int
+  image: int
   episode: str
   time: int  # frame in the episode
 
 
-def fixed_points(source, episodes, times, horizon, stride):
+def fixed_points(sources, episodes, times, horizon, stride):
   """Up to `times` evenly spaced frames with a labelled step, of up to `episodes` episodes in the order of their names' hashes."""
   frames = {}
-  for index in range(len(source)):
-    record = source[index]
-    valid = record["valid"]
-    for frame in range(len(record["jpeg"])):
-      if np.any(valid[frame] & np.any(valid[frame + stride : frame + horizon * stride + 1 : stride], axis=0)):
-        point = Point(index, frame, record["episode"], int(record["start"]) + frame)
-        frames.setdefault(record["episode"], []).append(point)
+  for number, source in enumerate(sources):
+    for index in range(len(source)):
+      clip = source[index]
+      for image in range(clip.num_images):
+        frame, valid = image * clip.stride, clip.valid_Fx2
+        if np.any(valid[frame] & np.any(valid[frame + stride : frame + horizon * stride + 1 : stride], axis=0)):
+          frames.setdefault(clip.episode, []).append(Point(number, index, image, clip.episode, clip.start + frame))
   chosen = sorted(frames, key=lambda name: (zlib.crc32(name.encode()), name))[:episodes]
   points = []
   for name in chosen:
@@ -50,10 +51,10 @@ def noise_key(episode, time):
   return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), zlib.crc32(episode.encode()) & 0x7FFFFFFF), time)
 
 
-def hold_still(record, frame, horizon):
+def hold_still(joints_2xJ, horizon):
   """Baseline [T, A], metres and radians: the wrists stay where they are, the joints as at the chunk's start (the policy is not told)."""
   identity = np.concatenate([np.zeros(3), geometry.so3_to_rot6d(np.eye(3))])
-  hands = [np.concatenate([identity, joints]) for joints in record["joints"][frame]]
+  hands = [np.concatenate([identity, joints]) for joints in joints_2xJ]
   return np.broadcast_to(np.concatenate(hands), (horizon, sum(len(hand) for hand in hands))).astype(np.float32)
 
 
@@ -63,12 +64,13 @@ class Validation:
   def __init__(self, config, prompt, model, stats):
     self.config, self.model = config, model
     v = config.validation
-    self.examples = pipeline.make_examples(config, prompt, stats)
-    self.mean_chunk_TxA = stats.mean_chunk(config.model.horizon, config.data.stride)
-    self.source, self.points = None, []
-    if manifest.load(config.data.shards)["totals"]["clips"].get(builder.VALIDATION):  # one scene alone is all training data
-      self.source = builder.open_split(config.data.shards, builder.VALIDATION)
-      self.points = fixed_points(self.source, v.episodes, v.times, config.model.horizon, config.data.stride)
+    self.assembler = examples.make_assembler(config, prompt, stats)
+    c = config.model
+    self.mean_chunks = {number: slot.statistics.mean_chunk(c.horizon, config.data.stride) for number, slot in self.assembler.slots.items()}
+    paths = {path for folder in mixture.folders(config).values() for path in (folder["shards"], folder["pairs"]) if path}
+    held_out = [path for path in sorted(paths) if manifest.load(path)["totals"]["clips"].get(shards.VALIDATION)]
+    self.sources = [shards.open_split(path, shards.VALIDATION) for path in held_out]  # none where one scene is all that there is
+    self.points = fixed_points(self.sources, v.episodes, v.times, c.horizon, config.data.stride)
     self._sample = jax.jit(self._sample_batch)
 
   def _sample_batch(self, params, batch, key_B):
@@ -78,7 +80,7 @@ class Validation:
     action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
 
     # At test time every dimension that the embodiment has is asked for; which steps have a label is not known to the policy.
-    asked = jnp.broadcast_to(self.asked_A[None, None], batch.action_mask_BxTxA.shape)
+    asked = jnp.broadcast_to(self.asked_NxA[batch.embodiment_B][:, None], batch.action_mask_BxTxA.shape)
     query = dataclasses.replace(batch, action_mask_BxTxA=asked)
 
     def one(_, draw):
@@ -96,75 +98,81 @@ class Validation:
     return samples, jnp.mean(flow_error, axis=0)
 
   @property
-  def asked_A(self):
-    """Action dimensions that the data's hands have and that training has seen."""
-    observed = self.examples.normalizer.observed_A
-    return np.pad(observed, (0, self.model.config.action_dim - len(observed)))
+  def asked_NxA(self):
+    """Of every adapter slot, the action dimensions that its hands have and that training has seen."""
+    asked = np.zeros((self.model.config.expert.embodiments, self.model.config.action_dim), bool)
+    for number, slot in self.assembler.slots.items():
+      asked[number, : slot.width] = slot.normalizer.observed_A
+    return jnp.asarray(asked)
 
   def batches(self):
-    """Batches of the points, the last one filled up by repeating its first; with how many rows count, and the records."""
+    """Batches of the points, the last one filled up by repeating its first; with the points and their windows."""
     size = self.config.validation.batch_size
 
     def make(index):
       points = self.points[index * size : (index + 1) * size]
-      records = [self.source[point.record] for point in points]
-      rows = [self.examples(record, point.frame) for record, point in zip(records, points)]
-      batch = pipeline.stack(rows + rows[:1] * (size - len(rows)), np.arange(size))
-      return batch, points, records
+      windows = [examples.Window(self.sources[point.source][point.record], point.image) for point in points]
+      filled = windows + windows[:1] * (size - len(windows))
+      batch = self.assembler.allocate(size)
+      for row, window in enumerate(filled):
+        self.assembler.decode(window, batch, row)
+      return self.assembler.fill(batch, filled, np.arange(size)), points, windows
 
     count = -(-len(self.points) // size)
     return iter(grain.MapDataset.range(count).map(make).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
 
   def run(self, params):
     """-> figures: MSE of one sample, of the mean of the draws, of both baselines (normalised); mm and degrees; flow loss."""
-    c, normalizer = self.model.config, self.examples.normalizer
-    total = Totals(normalizer, self.mean_chunk_TxA)
+    total = Totals()
     if not self.points:
       return {"points": 0}
-    for batch, points, records in self.batches():
+    for batch, points, windows in self.batches():
       keys = jnp.stack([noise_key(p.episode, p.time) for p in points] + [noise_key("", 0)] * (len(batch.position_B) - len(points)))
       samples, flow_error = jax.device_get(self._sample(params, batch, keys))
-      for row, (point, record) in enumerate(zip(points, records)):
-        width = len(normalizer.low_A)
-        mask = batch.action_mask_BxTxA[row, :, :width] & np.isfinite(self.mean_chunk_TxA)  # what training never saw is not asked
+      for row, window in enumerate(windows):
+        number = int(batch.embodiment_B[row])
+        slot, mean_chunk = self.assembler.slots[number], self.mean_chunks[number]
+        width, normalizer = slot.width, slot.normalizer
+        mask = batch.action_mask_BxTxA[row, :, :width] & np.isfinite(mean_chunk)  # what training never saw is not asked
         truth = batch.action_BxTxA[row, :, :width]
-        still = normalizer.normalize(hold_still(record, point.frame, c.horizon))
-        total.add(mask, truth, samples[:, row, :, :width], still, flow_error[row])
+        still = normalizer.normalize(hold_still(window.clip.joints_Fx2xJ[window.frame], self.model.config.horizon))
+        baselines = (still, normalizer.normalize(mean_chunk))
+        total.add(normalizer, mask, truth, samples[:, row, :, :width], baselines, flow_error[row])
     return total.figures(len(self.points), len({p.episode for p in self.points}), self.config.validation.draws)
 
 
 class Totals:
   """Sums over points; every figure is a sum over labelled entries by their count, as the training loss is."""
 
-  def __init__(self, normalizer, mean_chunk_TxA):
-    self.normalizer = normalizer
-    self.mean_chunk = normalizer.normalize(mean_chunk_TxA)
-    self.num_joints = len(normalizer.low_A) // 2 - actions.WRIST_DIM
+  def __init__(self):
     self.sums = dict.fromkeys(("count", "sample", "mean", "still", "chunk", "flow", "steps", "mm", "degrees", "joint_count", "joint"), 0.0)
 
-  def add(self, mask, truth, samples, still, flow_error):
+  def add(self, normalizer, mask, truth, samples, baselines, flow_error):
+    """baselines: hold still and the mean chunk, normalised as the rest."""
     s = self.sums
     square = lambda predicted: float(np.sum(np.where(mask, (predicted - truth) ** 2, 0.0), dtype=np.float64))  # noqa: E731
     s["count"] += int(mask.sum())
     s["sample"] += float(np.mean([square(sample) for sample in samples]))
     s["mean"] += square(samples.mean(axis=0))
-    s["still"] += square(still)
-    s["chunk"] += square(self.mean_chunk)
+    s["still"] += square(baselines[0])
+    s["chunk"] += square(baselines[1])
     s["flow"] += float(flow_error)
-    self._add_units(mask, truth, samples.mean(axis=0))
+    self._add_units(normalizer, mask, truth, samples.mean(axis=0))
 
-  def _add_units(self, mask, truth, predicted):
+  def _add_units(self, normalizer, mask, truth, predicted):
     """Wrist in millimetres and degrees, joints in degrees; of the mean of the draws."""
     s = self.sums
-    pose, joints = actions.split_chunk(self.normalizer.denormalize(predicted), self.num_joints)
-    true_pose, true_joints = actions.split_chunk(self.normalizer.denormalize(truth), self.num_joints)
-    valid = mask.reshape(mask.shape[0], 2, -1)[..., 0]
+    num_joints = mask.shape[1] // 2 - actions.WRIST_DIM
+    pose, joints = actions.split_chunk(normalizer.denormalize(predicted), num_joints)
+    true_pose, true_joints = actions.split_chunk(normalizer.denormalize(truth), num_joints)
+    valid = mask.reshape(mask.shape[0], 2, -1)[..., : actions.WRIST_DIM].all(axis=-1)
+    joint_mask = mask.reshape(mask.shape[0], 2, -1)[..., actions.WRIST_DIM :]
     s["steps"] += int(valid.sum())
     s["mm"] += 1e3 * float(np.linalg.norm(pose[..., :3, 3] - true_pose[..., :3, 3], axis=-1)[valid].sum())
     angle = geometry.so3_angle(geometry.se3_inverse(true_pose)[..., :3, :3] @ pose[..., :3, :3])
     s["degrees"] += float(np.rad2deg(angle)[valid].sum())
-    s["joint_count"] += int(valid.sum()) * self.num_joints
-    s["joint"] += float(np.rad2deg(np.abs(joints - true_joints))[valid].sum())
+    s["joint_count"] += int(joint_mask.sum())
+    s["joint"] += float(np.rad2deg(np.abs(joints - true_joints))[joint_mask].sum())
 
   def figures(self, points, episodes, draws):
     s = self.sums

@@ -42,6 +42,7 @@ def main(config, workdir, devices=None):
 
     first_step = int(state.step)
     batches = pipeline.train_batches(config, run.prompt, run.statistics, first_step)
+    print("\n".join(batches.mixture.lines(config.steps * config.batch_size, config.data.windows)), flush=True)
     train_step = jax.jit(step_lib.make_train_step(run.model, config), out_shardings=(run.state_shardings, None), donate_argnums=0)
     held_out = validation.Validation(config, run.prompt, run.model, run.statistics)
     log = stack.enter_context(contextlib.closing(metrics.Metrics(workdir, first_step, config)))
@@ -55,7 +56,7 @@ def main(config, workdir, devices=None):
         state, values = train_step(state, batch)
       if last is not None:
         log.step(step - 1, *last)
-      last = (values, wait)
+      last = (values, wait, batches.info)
       save = step % config.checkpoint_every == 0 or step == config.steps
       validate = step % config.validate_every == 0 or step == config.steps
       if save or validate:

@@ -28,14 +28,16 @@ class Metrics:
   def _begin(self):
     self.losses, self.wait, self.start = [], 0.0, time.perf_counter()
 
-  def step(self, step, values, data_wait):
-    """`values`: device scalars of a step, fetched here. A loss that is not finite ends the run, naming the step."""
+  def step(self, step, values, data_wait, info):
+    """`values`: device scalars of a step, fetched here; info: pipeline.Info. A loss that is not finite ends the run, naming the step."""
     values = {name: float(value) for name, value in jax.device_get(values).items()}
     if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
       raise UserError(f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}; the last checkpoint is sound")
     self.losses.append(values["loss"])
     self.wait += data_wait
-    line = {"step": step, **values}
+    line = {"step": step, **values, "episodes": info.episodes}
+    if info.unreadable:
+      line["unreadable"] = list(info.unreadable)
     if step % self.every == 0 or step == self.steps:
       seconds = (time.perf_counter() - self.start) / len(self.losses)
       line |= {

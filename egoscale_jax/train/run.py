@@ -9,11 +9,12 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 
 import jax
 import ml_collections
 
-from egoscale_jax.data import manifest, spec, statistics, tokenizer
+from egoscale_jax.data import manifest, mixture, slots, spec, statistics, tokenizer
 from egoscale_jax.errors import UserError
 from egoscale_jax.models import vla
 from egoscale_jax.train import checkpoint, sharding
@@ -22,7 +23,7 @@ from egoscale_jax.train import step as step_lib
 # What may differ when a run goes on: nothing that changes a number of it, but for the mesh, which changes the order of sums.
 FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "validation", "mesh")
 POSITIVE = ("batch_size", "steps", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
-FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch", "shards")
+FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch_bytes", "cache_bytes", "unreadable", "shards")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Run:
 
   config: ml_collections.ConfigDict
   prompt: tokenizer.Prompt
-  statistics: statistics.Statistics  # the ones that the parameters were trained with
+  statistics: dict[int, statistics.Statistics]  # by adapter slot: the ones that the parameters were trained with
   model: vla.VLA
   mesh: jax.sharding.Mesh
   state_shapes: step_lib.TrainState
@@ -66,8 +67,7 @@ def make_run(config, text_tokenizer, stats, devices=None):
 def start(config, workdir, devices=None):
   """Makes or continues a work directory -> Run. The tokenizer and the statistics are fixed at the first start."""
   workdir = pathlib.Path(workdir)
-  if not config.data.shards:
-    raise UserError("config.data.shards: found nothing, expected the output directory of `egoscale prepare`")
+  mixture.folders(config)  # an error where there are none
   if (workdir / "config.json").exists():
     _check_resume(workdir, config)
   else:
@@ -76,22 +76,21 @@ def start(config, workdir, devices=None):
       _begin(config, workdir, devices)
     except OSError as error:
       raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
-  return make_run(config, tokenizer.load(workdir / "tokenizer.json"), statistics.load(workdir / "statistics.json"), devices)
+  return make_run(config, tokenizer.load(workdir / "tokenizer.json"), slots.load(workdir / "statistics.json"), devices)
 
 
 def _begin(config, workdir, devices):
   """Writes tokenizer.json, statistics.json and, last, config.json: from then on it is a run."""
-  shards = pathlib.Path(config.data.shards)
-  texts = sorted({episode["text"] for episode in manifest.load(shards)["episodes"] if "text" in episode})
+  texts = sorted({e["text"] for path in _folders(config) for e in manifest.load(path)["episodes"] if "text" in e})
   given = config.data.tokenizer
   made = tokenizer.load(given) if given else tokenizer.build(texts, config.model.language.vocab)
-  stats = statistics.load(shards / "statistics.json")
+  stats = slots.gather(config)
   run = make_run(config, made, stats, devices)
   for text in texts:
     run.prompt(text)  # an instruction that does not fit ends the run here, not after hours
   (workdir / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
-  stats.save(workdir / "statistics.json")
-  (workdir / "shards.sha256").write_text(_fingerprint(shards), encoding="utf-8")
+  slots.save(stats, workdir / "statistics.json")
+  (workdir / "shards.sha256").write_text(_fingerprint(config), encoding="utf-8")
   checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
@@ -103,8 +102,8 @@ def open_run(workdir, shards=None):
   config = ml_collections.ConfigDict(_tuples(json.loads((workdir / "config.json").read_text(encoding="utf-8"))))
   config.mesh = dict(data=1, fsdp=1, tensor=1)
   if shards is not None:
-    config.data.shards = str(shards)
-  stats = statistics.load(workdir / "statistics.json")
+    config.data.shards, config.data.mixture = str(shards), ml_collections.ConfigDict()
+  stats = slots.load(workdir / "statistics.json")
   run = make_run(config, tokenizer.load(workdir / "tokenizer.json"), stats, jax.devices()[:1])
   step = checkpoint.latest_step(workdir)
   params = checkpoint.restore_params(workdir, run.state_shapes.params, run.state_shardings.params)
@@ -118,10 +117,19 @@ def _tuples(value):
   return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _fingerprint(shards):
-  """What tells prepared data apart, wherever it lies: its manifest, with the image size, every episode and the statistics' hash."""
-  content = {key: value for key, value in manifest.load(shards).items() if key != "input"}
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _folders(config):
+  """Every folder of prepared data that the config names."""
+  return sorted({path for folder in mixture.folders(config).values() for path in (folder["shards"], folder["pairs"]) if path})
+
+
+def _fingerprint(config):
+  """What tells prepared data apart, wherever it lies: the manifests, with the image size, every episode and the hashes of the files."""
+  digest = hashlib.sha256()
+  for folder in mixture.folders(config).values():
+    for path in filter(None, (folder["shards"], folder["pairs"])):
+      content = {key: value for key, value in manifest.load(path).items() if key != "input"}
+      digest.update(json.dumps(content, sort_keys=True).encode())
+  return digest.hexdigest()
 
 
 def _flat(config, prefix=""):
@@ -140,10 +148,12 @@ def _check_resume(workdir, config):
   changed = [
     f"config.{key}: found {new.get(key, 'nothing')}, the run began with {old.get(key, 'nothing')}"
     for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and not any(key == name or key.startswith(name + ".") for name in free)
+    if old.get(key) != new.get(key)
+    and not any(key == name or key.startswith(name + ".") for name in free)
+    and not re.fullmatch(r"data\.mixture\..*\.(shards|pairs)", key)  # where it lies; what it holds is told by its fingerprint
   ]
   if changed:
     raise UserError(f"--workdir={workdir} holds another run: {'; '.join(changed[:3])}; take a new --workdir")
-  shards = pathlib.Path(config.data.shards)
-  if _fingerprint(shards) != (workdir / "shards.sha256").read_text(encoding="utf-8"):
-    raise UserError(f"config.data.shards={shards}: holds other data than the run of {workdir} began with; take a new --workdir")
+  if _fingerprint(config) != (workdir / "shards.sha256").read_text(encoding="utf-8"):
+    told = ", ".join(_folders(config))
+    raise UserError(f"config.data.shards={told}: holds other data than the run of {workdir} began with; take a new --workdir")

@@ -1,13 +1,14 @@
 """One episode for the eye, from shards or from a recording, with the chunk that a policy predicts for it."""
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
 import simplejpeg
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, builder, manifest, prepare, schema
+from egoscale_jax.data import actions, manifest, prepare, schema, shards
 from egoscale_jax.data.sources import egodex
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand as hand_lib
@@ -27,37 +28,49 @@ class Footage:
   keypoints_Fx2xPx3: np.ndarray
   T_world_wrist_Fx2x4x4: np.ndarray
   joints_Fx2xJ: np.ndarray | None = None  # a recording has none before it is prepared
+  embodiment: str = schema.HUMAN
+  stride: int = 1  # frames of the recording from one to the next; rate_hz is of these here
 
   def frame(self, index):
     return simplejpeg.decode_jpeg(self.jpeg_F[index], colorspace="RGB")
+
+  def seconds(self, frames: int) -> float:
+    """Of so many frames of the recording."""
+    return frames / (self.rate_hz * self.stride)
+
+  def after(self, index: int, frames: int) -> int:
+    """The picture nearest to so many frames of the recording after one; it may lie beyond the last."""
+    return index + round(frames / self.stride)
 
 
 def from_shards(directory, split=None):
   """Shards folder -> {name of an episode: its clips as (start, source, index)}, sorted by name; of one split, or of all that there are."""
   episodes = {}
   for name in [name for name in manifest.load(directory)["totals"]["clips"] if split in (None, name)]:
-    source = builder.open_split(directory, name)
+    source = shards.open_split(directory, name)
     for index in range(len(source)):
-      record = source[index]
-      episodes.setdefault(record["episode"], []).append((int(record["start"]), source, index))
+      clip = source[index]
+      episodes.setdefault(clip.episode, []).append((clip.start, source, index))
   return dict(sorted(episodes.items()))
 
 
 def footage_of_records(entries):
   """Clips of one episode -> Footage."""
-  records = [source[index] for _, source, index in sorted(entries, key=lambda entry: entry[0])]
-  join = lambda name: np.concatenate([record[name][: len(record["jpeg"])] for record in records])  # noqa: E731
-  first = records[0]
+  clips = [source[index] for _, source, index in sorted(entries, key=lambda entry: entry[0])]
+  first = clips[0]
+  own = lambda array, clip: array[: clip.num_frames : clip.stride]  # noqa: E731, at the clip's pictures, without its tail
   return Footage(
-    first["episode"],
-    first["text"],
-    float(first["rate_hz"]),
-    [jpeg for record in records for jpeg in record["jpeg"]],
-    first["intrinsics"],
-    join("T_world_camera"),
-    join("keypoints"),
-    join("T_world_wrist"),
-    join("joints"),
+    first.episode,
+    first.text,
+    first.rate_hz / first.stride,
+    [clip.jpeg(image) for clip in clips for image in range(clip.num_images)],
+    first.intrinsics_Cx3x3[0],
+    np.concatenate([clip.T_world_camera_CxNx4x4[0] for clip in clips]),
+    np.concatenate([clip.keypoints_Nx2xPx3 for clip in clips]),
+    np.concatenate([own(clip.T_world_wrist_Fx2x4x4, clip) for clip in clips]),
+    np.concatenate([own(clip.joints_Fx2xJ, clip) for clip in clips]),
+    first.embodiment,
+    first.stride,
   )
 
 
@@ -73,6 +86,7 @@ def footage_of_episode(episode):
     episode.T_world_camera_Fx4x4,
     episode.keypoints_Fx2xPx3,
     keypoints.wrist_frames(episode.keypoints_Fx2xPx3) if human else episode.T_world_wrist_Fx2x4x4,
+    embodiment=episode.embodiment,
   )
 
 
@@ -94,14 +108,20 @@ def open_footage(path, episode, source=None, columns="", image_size=512):
   return footage_of_records(list(found.values())[episode])
 
 
+_load_hand = functools.cache(hand_lib.load)
+
+
 class Predictor:
   """A policy and the robot hands that draw what it predicts."""
 
   def __init__(self, policy):
     self.policy = policy
-    self.hands = [hand_lib.load(policy.run.statistics.hand, side) for side in keypoints.SIDES]
     self.stride = policy.config.data.stride
     self.horizon = policy.config.model.horizon
+
+  def _hands(self, embodiment):
+    name = self.policy.slot(embodiment).statistics.hand
+    return [_load_hand(name, side) for side in keypoints.SIDES]
 
   def __call__(self, footage, start, seed=0):
     """-> robot keypoints [T, 2, 21, 3] in the world, predicted from the frame `start` alone. NaN for a hand without a pose there."""
@@ -112,10 +132,10 @@ class Predictor:
       state = actions.make_state(*(a[start] for a in (footage.T_world_camera_Fx4x4, footage.T_world_wrist_Fx2x4x4, footage.joints_Fx2xJ)))
       if not np.all(np.isfinite(state)):
         return np.full((self.horizon, 2, len(keypoints.NAMES), 3), np.nan)
-    chunk = self.policy([footage.frame(start)], footage.text, state, seed=seed)
+    chunk = self.policy([footage.frame(start)], footage.text, state, footage.embodiment, seed)
     T_world_wrist = footage.T_world_wrist_Fx2x4x4[start] @ chunk.T_start_wrist_Tx2x4x4
     points = [
       np.asarray(kinematics.keypoints_in_wrist(hand, chunk.joints_Tx2xJ[:, side].astype(np.float32)))
-      for side, hand in enumerate(self.hands)
+      for side, hand in enumerate(self._hands(footage.embodiment))
     ]
     return np.stack([geometry.transform(T_world_wrist[:, side], points[side]) for side in range(2)], axis=1)

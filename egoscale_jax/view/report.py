@@ -48,7 +48,7 @@ def write(workdir, shards, output):
       _section(
         "Predicted chunks over what happened",
         f"Each row is one held-out episode. The policy saw only the first frame and the instruction; it predicts {predictor.horizon} "
-        f"steps ({predictor.horizon * predictor.stride / footage[0].rate_hz:.2f} s). Robot hands as predicted: magenta (left), lime "
+        f"steps ({footage[0].seconds(predictor.horizon * predictor.stride):.2f} s). Robot hands as predicted: magenta (left), lime "
         "(right); keypoints that happened: blue, orange.",
         "".join(_chunk(item, predictor) for item in footage[:4]),
       ),
@@ -151,11 +151,11 @@ def _validation_table(figures):
 
 def _chunk(footage, predictor):
   """The chunk from a frame a third into the episode, drawn over the frames at its start, thirds and end."""
-  start = min(len(footage.jpeg_F) // 3, max(0, len(footage.jpeg_F) - 1 - predictor.horizon * predictor.stride))
+  start = min(len(footage.jpeg_F) // 3, max(0, len(footage.jpeg_F) - 1 - footage.after(0, predictor.horizon * predictor.stride)))
   predicted = predictor(footage, start)
   images = []
   for step in (0, predictor.horizon // 3, 2 * predictor.horizon // 3, predictor.horizon):
-    index = min(start + step * predictor.stride, len(footage.jpeg_F) - 1)
+    index = min(footage.after(start, step * predictor.stride), len(footage.jpeg_F) - 1)
     canvas = draw.Canvas.of(footage.frame(index))
     for side in range(2):
       pixels = draw.to_pixels(footage.keypoints_Fx2xPx3[index, side], footage.T_world_camera_Fx4x4[index], footage.intrinsics_3x3)

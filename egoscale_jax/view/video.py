@@ -21,7 +21,7 @@ def annotate(footage, index, predictor=None):
       canvas.axes(pixels(_axes(footage.T_world_wrist_Fx2x4x4[index, side])))
   if predictor is not None:
     predicted = predictor(footage, index)
-    future = index + predictor.stride * np.arange(predictor.horizon + 1)
+    future = np.array([footage.after(index, predictor.stride * step) for step in range(predictor.horizon + 1)])
     future = future[future < len(footage.jpeg_F)]
     for side in range(2):
       canvas.path(pixels(footage.T_world_wrist_Fx2x4x4[future, side, :3, 3]), draw.SIDE_COLOURS[side])

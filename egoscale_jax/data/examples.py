@@ -1,0 +1,167 @@
+"""Windows of clips -> the arrays of a Batch, many rows at a time: a call a row would cost more than decoding its pictures."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from egoscale_jax.data import actions, clips, statistics, tokenizer, transforms
+from egoscale_jax.data.spec import Batch
+from egoscale_jax.errors import UserError
+
+FIRST = "ego"  # of config.data.cameras: the first camera of an episode, whatever it is called
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """A chunk that starts at a picture of a clip."""
+
+  clip: clips.Clip
+  image: int
+
+  @property
+  def frame(self) -> int:
+    return self.image * self.clip.stride
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """What belongs to an adapter slot."""
+
+  statistics: statistics.Statistics
+  normalizer: statistics.Normalizer
+
+  @property
+  def width(self) -> int:
+    return len(self.normalizer.low_A)
+
+
+class Assembler:
+  """Fills Batches of a config."""
+
+  def __init__(self, data, model, prompt: tokenizer.Prompt, slots: dict[int, Slot]):
+    self.data, self.model, self.slots = data, model, slots
+    self._prompt = functools.lru_cache(maxsize=65536)(prompt)  # data sets repeat their instructions
+    self._prompt_of = prompt
+
+  def __getstate__(self):
+    return {"data": self.data, "model": self.model, "prompt": self._prompt_of, "slots": self.slots}
+
+  def __setstate__(self, state):
+    self.__init__(**state)
+
+  def slot(self, embodiment: str) -> int:
+    if embodiment not in self.data.slots or self.data.slots[embodiment] not in self.slots:
+      raise UserError(f"config.data.slots: no slot with statistics for the embodiment {embodiment!r}, found {sorted(self.data.slots)}")
+    return self.data.slots[embodiment]
+
+  def allocate(self, rows: int) -> Batch:
+    """Everything absent, masked and zero."""
+    d, m = self.data, self.model
+    height, width = d.image_size
+    length = self._prompt_of.length
+    return Batch(
+      image_BxCxYxXx3=np.zeros((rows, len(d.cameras), height, width, 3), np.uint8),
+      image_mask_BxC=np.zeros((rows, len(d.cameras)), bool),
+      token_BxL=np.zeros((rows, length), np.int32),
+      token_mask_BxL=np.zeros((rows, length), bool),
+      state_BxS=np.zeros((rows, m.state_dim), np.float32),
+      state_mask_B=np.zeros(rows, bool),
+      action_BxTxA=np.zeros((rows, m.horizon, m.action_dim), np.float32),
+      action_mask_BxTxA=np.zeros((rows, m.horizon, m.action_dim), bool),
+      action_weight_BxTxA=np.ones((rows, m.horizon, m.action_dim), np.float32),
+      embodiment_B=np.zeros(rows, np.int32),
+      position_B=np.zeros(rows, np.int32),
+    )
+
+  def decode(self, window: Window, batch: Batch, row: int):
+    """The window's pictures, into the batch; ValueError where one is damaged."""
+    for place, name in enumerate(self.data.cameras):
+      camera = self._camera(window.clip, name)
+      if camera is not None:
+        transforms.decode_into(window.clip, window.image, camera, batch.image_BxCxYxXx3[row, place])
+        batch.image_mask_BxC[row, place] = True
+
+  def _camera(self, clip, name):
+    if name in clip.cameras:
+      return clip.cameras.index(name)
+    return 0 if name == FIRST else None
+
+  def fill(self, batch: Batch, windows: list[Window], position_B) -> Batch:
+    """All but the pictures."""
+    batch.position_B[:] = position_B
+    for row, window in enumerate(windows):
+      batch.token_BxL[row], batch.token_mask_BxL[row] = self._prompt(window.clip.text)
+      batch.embodiment_B[row] = self.slot(window.clip.embodiment)
+    for number in np.unique(batch.embodiment_B):
+      rows = np.flatnonzero(batch.embodiment_B == number)
+      self._fill_actions(batch, rows, [windows[row] for row in rows], self.slots[int(number)])
+    return batch
+
+  def _fill_actions(self, batch, rows, windows, slot):
+    """Rows of one hand."""
+    d, m = self.data, self.model
+    wrist, joints, valid, residual = gather(windows, m.horizon, d.stride)
+    action, mask = actions.make_chunks(wrist, joints, valid)
+    # Zero is read nowhere: the mask says so, and a test poisons it.
+    batch.action_BxTxA[rows, :, : slot.width] = np.where(mask, slot.normalizer.normalize(action), np.float32(0))
+    batch.action_mask_BxTxA[rows, :, : slot.width] = mask
+    if d.residual_soft_m:
+      batch.action_weight_BxTxA[rows, :, : slot.width] = actions.label_weights(residual[:, 1:], joints.shape[-1], d.residual_soft_m)
+    if d.human_state:
+      self._fill_state(batch, rows, windows, slot)
+
+  def _fill_state(self, batch, rows, windows, slot):
+    """Human video has no proprioception (paper section 2.3), unless config.data.human_state."""
+    for row, window in zip(rows, windows):
+      state = state_of(window)
+      if np.isfinite(state).all():  # else a hand is missing, or nobody located the camera
+        batch.state_BxS[row, : slot.width] = actions.normalize_state(state, slot.normalizer)
+        batch.state_mask_B[row] = True
+
+
+def state_of(window: Window) -> np.ndarray:
+  """Proprioception [A] as actions.make_state has it; NaN where a hand is not valid."""
+  clip, frame = window.clip, window.frame
+  valid = clip.valid_Fx2[frame]
+  wrist = np.where(valid[:, None, None], clip.T_world_wrist_Fx2x4x4[frame], np.nan)
+  joints = np.where(valid[:, None], clip.joints_Fx2xJ[frame], np.nan)
+  return actions.make_state(clip.T_world_camera_CxNx4x4[0, window.image], wrist, joints)
+
+
+def gather(windows: list[Window], horizon: int, stride: int):
+  """-> wrist [B, T + 1, 2, 4, 4], joints [B, T + 1, 2, J], valid [B, T + 1, 2], residual [B, T + 1, 2]: the start, then the T steps.
+
+  Steps past the last frame are not valid; what stands there is the last frame's.
+  """
+  steps = stride * np.arange(horizon + 1)
+  parts = []
+  for window in windows:
+    clip, frame = window.clip, window.frame
+    last = len(clip.valid_Fx2) - 1
+    if frame + steps[-1] <= last:
+      take = slice(frame, frame + int(steps[-1]) + 1, stride)
+      parts.append((clip.T_world_wrist_Fx2x4x4[take], clip.joints_Fx2xJ[take], clip.valid_Fx2[take], clip.residual_m_Fx2[take]))
+    else:
+      frames = np.minimum(frame + steps, last)
+      valid = clip.valid_Fx2[frames] & (frame + steps <= last)[:, None]
+      parts.append((clip.T_world_wrist_Fx2x4x4[frames], clip.joints_Fx2xJ[frames], valid, clip.residual_m_Fx2[frames]))
+  return tuple(np.stack(arrays) for arrays in zip(*parts))
+
+
+def make_assembler(config, prompt, stats: dict[int, statistics.Statistics]) -> Assembler:
+  """Checks the config against the hands of the run's slots."""
+  d, m = config.data, config.model
+  if not d.residual_soft_m >= 0:
+    raise UserError(f"config.data.residual_soft_m: found {d.residual_soft_m}, expected metres, or 0 for no weighting")
+  if not d.cameras:
+    raise UserError("config.data.cameras: found none, expected the names of one or more cameras")
+  slots = {}
+  for number, table in stats.items():
+    needed = actions.action_dim(len(table.joint_names))
+    if needed > m.action_dim:
+      raise UserError(f"config.model.action_dim: found {m.action_dim}, the hand {table.hand} needs {needed}")
+    if d.human_state and needed > m.state_dim:
+      raise UserError(f"config.model.state_dim: found {m.state_dim}, the hand {table.hand} needs {needed}")
+    slots[number] = Slot(table, table.normalizer(m.horizon, d.stride, d.constant))
+  return Assembler(d.copy_and_resolve_references(), m.copy_and_resolve_references(), prompt, slots)
