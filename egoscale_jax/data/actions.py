@@ -33,8 +33,9 @@ def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
   wrist_BxTx2x9 = np.concatenate([relative_BxTx2x3x4[..., 3], rot6d], axis=-1)
   hand_BxTx2xD = np.concatenate([wrist_BxTx2x9, joints_BxTx2xJ[:, 1:]], axis=-1)
   mask = (valid_BxTx2[:, 1:] & valid_BxTx2[:, :1])[..., None] & np.isfinite(hand_BxTx2xD)
-  action = np.where(mask, hand_BxTx2xD, np.float32(np.nan)).astype(np.float32, copy=False)
-  return action.reshape(rows, steps, -1), mask.reshape(rows, steps, -1)
+  if not mask.all():
+    hand_BxTx2xD[~mask] = np.nan
+  return hand_BxTx2xD.astype(np.float32, copy=False).reshape(rows, steps, -1), mask.reshape(rows, steps, -1)
 
 
 def label_weights(residual_m_BxTx2, num_joints: int, soft_m: float):

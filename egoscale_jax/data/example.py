@@ -18,10 +18,22 @@ def parse(data: bytes) -> dict[str, list[memoryview]]:
         for kind, first, last in _fields(data, value, value_end):
           if kind != _BYTES_LIST:
             raise ValueError(f"feature {name} holds no bytes")
-          found[name] = [view[p:q] for _, p, q in _fields(data, first, last)]
+          found[name] = _values(view, data, first, last)
   except (IndexError, UnicodeDecodeError) as error:
     raise ValueError(f"not a tf.train.Example: {error}") from error
   return found
+
+
+def _values(view, data, position, end):
+  """The values of a BytesList; a loop of its own, for a clip has one a picture, and nearly all their lengths take two or three bytes."""
+  values = []
+  while position < end:
+    length, position = _varint(data, position + 1)  # after the tag, which has one byte
+    values.append(view[position : position + length])
+    position += length
+  if position > end:
+    raise ValueError(f"not a tf.train.Example: a value ends {position - end} bytes after its list")
+  return values
 
 
 def _fields(data, position, end):

@@ -8,6 +8,7 @@ processes, and with a mixture it can leave a process with one data set only.)
 
 import collections
 import dataclasses
+import functools
 import threading
 
 import grain
@@ -89,9 +90,9 @@ class Rows:
     component, own = self._mixture(ordinal, member)
     errors = []
     for skip in range(_NEIGHBOURS):
-      split, number = self._mixture.components[component].find(own, member, self._seed, skip)
+      read = functools.partial(self._read, component, own, member, skip)
       try:
-        clip = self._cache.get((component, member, own, skip), lambda split=split, number=number: _read(split, number))
+        clip = self._cache.get((component, own, member, skip), read)
         image = order.images(clip.num_images, self._windows, self._seed, own)[window]
         made = examples.Window(clip, image)
         self._assembler.decode(made, batch, place)
@@ -102,11 +103,17 @@ class Rows:
     raise UserError(f"{_NEIGHBOURS} clips in a row cannot be read: {errors[-1]}")
 
 
-def _read(split, number):
-  clip = split[number]
+  def _read(self, component, own, member, skip):
+    """-> a clip and its bytes."""
+    split, number = self._mixture.components[component].find(own, member, self._seed, skip)
+    clip = split[number]
+    return clip, _nbytes(clip)
+
+
+def _nbytes(clip):
   if clip.codec == clips.H264:
-    return clip, sum(picture.nbytes for camera in clip.decoded for picture in camera)
-  return clip, sum(len(picture) for picture in clip.pictures) + clip.T_world_wrist_Fx2x4x4.nbytes + clip.joints_Fx2xJ.nbytes
+    return sum(picture.nbytes for camera in clip.decoded for picture in camera)
+  return sum(len(picture) for picture in clip.pictures) + clip.T_world_wrist_Fx2x4x4.nbytes + clip.joints_Fx2xJ.nbytes
 
 
 class Batches:
