@@ -45,6 +45,8 @@ def get_config(mode=""):
   config.data.human_state = False  # True: human video comes with its tracked hand pose as proprioception, as N1.7's human tags do;
   # the paper's human data has none, and a learned placeholder stands in (section 2.3)
   config.data.residual_soft_m = 0.0  # fingertip residual of the retargeting at which a joint's label counts half; 0: all count the same
+  config.data.constant = ()  # regular expressions on names of actions, as "left\\.(z|finger_0)", that may be the same in all the data;
+  # any other such dimension ends the run: a wrong column or unit, a dead joint
   config.data.threads = 8  # reader threads a process
   config.data.workers = 0  # worker processes a host; the examples do not depend on it
   config.data.prefetch = 4  # batches

@@ -30,7 +30,7 @@ class Policy:
     self.config = self.run.config
     stats = self.run.statistics
     self.joint_names = stats.joint_names
-    self.normalizer = stats.normalizer(self.config.model.horizon, self.config.data.stride)
+    self.normalizer = stats.normalizer(self.config.model.horizon, self.config.data.stride, self.config.data.constant)
     self._sample = jax.jit(functools.partial(_sample, self.run.model))
 
   def __call__(self, images, text, state=None, embodiment="human", seed=0):

@@ -79,7 +79,7 @@ def make_examples(config, prompt, stats):
   unknown = sorted(set(data["embodiments"]) - set(config.data.slots))
   if unknown:
     raise UserError(f"config.data.slots: no slot for the embodiment {unknown[0]!r} of {shards}, found {sorted(config.data.slots)}")
-  normalizer = stats.normalizer(config.model.horizon, config.data.stride)
+  normalizer = stats.normalizer(config.model.horizon, config.data.stride, config.data.constant)
   return Examples(config.data.copy_and_resolve_references(), config.model.copy_and_resolve_references(), prompt, normalizer)
 
 

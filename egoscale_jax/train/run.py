@@ -89,6 +89,7 @@ def _begin(config, workdir, devices):
   run = make_run(config, made, stats, devices)
   for text in texts:
     run.prompt(text)  # an instruction that does not fit ends the run here, not after hours
+  stats.normalizer(config.model.horizon, config.data.stride, config.data.constant)  # so does a dimension that never moves
   (workdir / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
   stats.save(workdir / "statistics.json")
   (workdir / "shards.sha256").write_text(_fingerprint(shards), encoding="utf-8")
