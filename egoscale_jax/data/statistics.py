@@ -120,7 +120,7 @@ def load(path) -> Statistics:
 
 
 class Accumulator:
-  """Takes the Labels of one embodiment as they stream by, in bounded memory: 1.2 GB at J = 22, however many there are.
+  """Takes the Labels of one embodiment as they stream by, in bounded memory: 0.9 GB at J = 22, however many there are.
 
   Parts of a build make one each and save its bytes; the whole is merged from them. The same labels and merges in the same order give the
   same bytes; another order moves quantiles by less than 0.1 % in rank and the rest by rounding.
