@@ -18,6 +18,7 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.3",
     "av>=16",
+    "datasketches>=5.2",
     "einops>=0.8",
     "etils[epath]>=1.13",
     "flax>=0.12.6",

@@ -80,7 +80,7 @@ def open_batches(config, first_step=0):
 def bare_decoder(folder, seconds=3.0):
   """Images a CPU second, on the pictures of the shards, each into a buffer of its own."""
   split = shards.open_split(folder, shards.TRAIN)
-  data = [bytes(split[i].pictures[k]) for i in np.linspace(0, len(split) - 1, 1024).astype(int) for k in (0, 16)]
+  data = [split[i].picture(k) for i in np.linspace(0, len(split) - 1, 1024).astype(int) for k in (0, 16)]
   out = np.empty((512, SIDE, SIDE, 3), np.uint8)  # a batch of 256 with two pictures
   began, count = time.process_time(), 0
   while time.process_time() - began < seconds:

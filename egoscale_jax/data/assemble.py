@@ -3,17 +3,20 @@
 Everything here is written anew when parts are added, the manifest last; the parts' files are only read.
 """
 
+import dataclasses
+import hashlib
 import os
 
 import numpy as np
 
-from egoscale_jax.data import builder, clips, manifest, shards, split, statistics
+from egoscale_jax.data import builder, clips, labeller, manifest, shards, split, statistics, workers
 from egoscale_jax.errors import UserError
 
 STATISTICS = "statistics.json"
+_GROUP = 16  # parts: a state is up to 100 MB, whatever it holds
 
 
-def assemble(output_dir, settings: builder.Settings, parts: int, excluded, head: dict) -> dict:
+def assemble(output_dir, settings: builder.Settings, parts: int, excluded, head: dict, num_workers=1) -> dict:
   """-> the manifest, which is written; UserError where no episode is usable. excluded: ids to leave out, although the files have them."""
   contents = [builder.load(output_dir, number) for number in range(parts)]
   entries = [entry | {"part": number} for number, content in enumerate(contents) for entry in content["entries"]]
@@ -24,7 +27,7 @@ def assemble(output_dir, settings: builder.Settings, parts: int, excluded, head:
     raise _nothing_usable(head, entries, output_dir)
   twentieth = split.twentieths(entries, settings.seed)
   embodiments = sorted({e["embodiment"] for e in kept})
-  sketches = _statistics(output_dir, settings, contents, kept)
+  sketches = _statistics(output_dir, settings, contents, kept, num_workers)
   licence = "; ".join(sorted({e["licence"] for e in kept}))
   for kind in (shards.CLIPS, shards.EPISODES):
     files = [content["files"][os.path.relpath(kind.path(output_dir, n), output_dir)] for n, content in enumerate(contents)]
@@ -67,16 +70,36 @@ def _index(kept, twentieth, embodiments) -> np.ndarray:
   return rows
 
 
-def _statistics(output_dir, settings, contents, kept) -> dict[str, dict]:
-  """Of the training episodes, one state an embodiment and the table of all together -> {embodiment: {file, sha256}}."""
-  merged = {}
-  for number, content in enumerate(contents):
-    train = {e["id"] for e in kept if e["part"] == number and e["split"] == shards.TRAIN}
-    if train == set(content["train"]):
-      states = {name: _load(output_dir, path) for name, path in content["statistics"].items()}
-    else:  # the split is not the one that the part guessed
-      states = _again(output_dir, settings, content, number, train)
-    for name, state in states.items():
+@dataclasses.dataclass(frozen=True)
+class _Group:
+  """Some parts, whose statistics one process makes."""
+
+  output_dir: str
+  joints: labeller.Joints
+  parts: dict[int, list[tuple[str, str | None]]]  # of each, in the order of its records: an episode's id, and its embodiment if it counts
+
+
+def _statistics(output_dir, settings, contents, kept, num_workers) -> dict[str, dict]:
+  """Of the training episodes, one state an embodiment and the table of all together -> {embodiment: {file, sha256}}.
+
+  Episodes that are in the state of an earlier manifest are not read again, unless one of them is no training episode any more.
+  """
+  merged, counted = _earlier(output_dir, {e["id"] for e in kept if e["split"] == shards.TRAIN})
+  wanted = {e["id"]: e["embodiment"] for e in kept if e["split"] == shards.TRAIN and e["id"] not in counted}
+  groups = []
+  for first in range(0, len(contents), _GROUP):
+    parts = {}
+    for number in range(first, min(first + _GROUP, len(contents))):
+      ids = [e["id"] for e in contents[number]["entries"] if e["status"] == manifest.KEPT]
+      if any(name in wanted for name in ids):
+        parts[number] = [(name, wanted.get(name)) for name in ids]
+    if parts:
+      groups.append(_Group(output_dir, settings.joints, parts))
+  for _, states in workers.run(_accumulate, groups, num_workers if len(groups) > 1 else 1, lambda group: group.output_dir):
+    if isinstance(states, UserError):
+      raise states
+    for name, data in states.items():
+      state = statistics.Accumulator.from_bytes(data, output_dir)
       if name in merged:
         merged[name].merge(state)
       else:
@@ -84,37 +107,53 @@ def _statistics(output_dir, settings, contents, kept) -> dict[str, dict]:
   told = {}
   os.makedirs(os.path.join(output_dir, "statistics"), exist_ok=True)
   for number, (name, state) in enumerate(sorted(merged.items())):
-    path = os.path.join("statistics", f"{number}.statistics")
-    builder.write_bytes(os.path.join(output_dir, path), state.to_bytes())
-    told[name] = {"file": path, "sha256": shards.checksum(os.path.join(output_dir, path))["sha256"]}
+    data = state.to_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    path = os.path.join("statistics", f"{number}-{digest[:12]}.statistics")  # a new name, so that the manifest before stays whole
+    builder.write_bytes(os.path.join(output_dir, path), data)
+    told[name] = {"file": path, "sha256": digest}
   table = statistics.merged([merged[name] for name in sorted(merged)])
   table.save(os.path.join(output_dir, STATISTICS))
+  for e in kept:
+    e["counted"] = e["split"] == shards.TRAIN
   return told
 
 
-def _load(output_dir, path):
-  path = os.path.join(output_dir, path)
-  try:
-    with open(path, "rb") as file:
-      return statistics.Accumulator.from_bytes(file.read(), path)
-  except OSError as error:
-    raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+def _earlier(output_dir, train):
+  """-> the states of the manifest before and the ids of the episodes in them; neither, where one of these is not in `train`."""
+  if not os.path.isfile(os.path.join(output_dir, manifest.FILE)):
+    return {}, set()
+  before = manifest.load(output_dir)
+  counted = {e["id"] for e in before["episodes"] if e.get("counted")}
+  if not counted <= train:
+    return {}, set()
+  states = {}
+  for name, told in before["statistics"].items():
+    path = os.path.join(output_dir, told["file"])
+    try:
+      with open(path, "rb") as file:
+        states[name] = statistics.Accumulator.from_bytes(file.read(), path)
+    except OSError as error:
+      raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+  return states, counted
 
 
-def _again(output_dir, settings, content, number, train):
-  """A part's statistics of other episodes than it took, from its episode records."""
-  path = shards.EPISODES.path(output_dir, number)
-  kept = [e for e in content["entries"] if e["status"] == manifest.KEPT]
-  records = shards.Records(output_dir, shards.EPISODES, [0] * number + [len(kept)])
+def _accumulate(group: _Group) -> dict[str, bytes]:
+  """-> {embodiment: state of its episodes of the group}, from the records without pictures."""
   accumulators = {}
-  for row, e in enumerate(kept):
-    if e["id"] in train:
+  for number, episodes in group.parts.items():
+    records = shards.Records(group.output_dir, shards.EPISODES, [0] * number + [len(episodes)])
+    for row, (_, embodiment) in enumerate(episodes):
+      if embodiment is None:
+        continue
       try:
         labels = clips.read_labels(records[row])[1]
       except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-      builder.add(accumulators, e["embodiment"], labels, settings.joints)
-  return accumulators
+        raise UserError(str(error)) from error
+      if embodiment not in accumulators:
+        accumulators[embodiment] = statistics.Accumulator(group.joints.hand, group.joints.names)
+      accumulators[embodiment].add(labels)
+  return {name: accumulator.to_bytes() for name, accumulator in accumulators.items()}
 
 
 def _nothing_usable(head, entries, output_dir) -> UserError:

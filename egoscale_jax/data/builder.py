@@ -1,4 +1,4 @@
-"""One part of a build: some recordings -> one file of clips, one of episodes, the statistics and the entries of their episodes.
+"""One part of a build: some recordings -> one file of clips, one of episodes, and the manifest entries of their episodes.
 
 A part is the unit of work for a process, a Beam worker and a restart. What it writes depends on its recordings and the settings alone, so
 that a build that is killed and started again, with any number of workers, ends with the same bytes. Its JSON is written last: a part that
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 
-from egoscale_jax.data import clips, jsonfile, labeller, schema, shards, spec, split, statistics
+from egoscale_jax.data import clips, jsonfile, labeller, schema, shards, spec
 from egoscale_jax.errors import UserError
 
 VERSION = 2
@@ -88,17 +88,23 @@ def write_json(path, content):
   shards.put_in_place(f"{path}.tmp", path)
 
 
+def write_bytes(path, data: bytes):
+  with open(f"{path}.tmp", "wb") as file:
+    file.write(data)
+  shards.put_in_place(f"{path}.tmp", path)
+
+
 def load(output_dir, number: int) -> dict:
   return jsonfile.read(json_path(output_dir, number), VERSION, "part")
 
 
 def _build(part) -> dict:
-  """-> {entries, files {path below the output: {records, bytes, sha256}}, statistics {embodiment: path}, train [ids in them]}."""
+  """-> {entries, files {path below the output: {records, bytes, sha256}}}."""
   s, folder = part.settings, os.fspath(part.output_dir)
   joints = len(s.joints.names[0])
   writers = {kind: shards.Writer(kind.path(folder, part.number)) for kind in (shards.CLIPS, shards.EPISODES)}
   features = {kind: shards.features(kind, joints) for kind in writers}
-  entries, train, accumulators = [], [], {}
+  entries = []
   for recording in part.recordings:
     with open(reading_path(folder, part.number), "w", encoding="utf-8") as file:
       file.write(os.fspath(recording.files[0]))
@@ -114,25 +120,6 @@ def _build(part) -> dict:
       record = clips.whole(episode, labels)
       writers[shards.EPISODES].write(clips.serialize(record, features[shards.EPISODES], spec.EPISODE_NUMBERS))
       entry |= {"clips": len(records), "rate_hz": episode.rate_hz}
-      if not split.is_validation(episode.scene, s.validation, s.seed):  # as it nearly always stays; builder.finish sees to the rest
-        train.append(recording.id)
-        add(accumulators, episode.embodiment, labels, s.joints)
     entries.append(entry)
   files = {os.path.relpath(kind.path(folder, part.number), folder): writer.close() for kind, writer in writers.items()}
-  paths = {}
-  for number, (embodiment, accumulator) in enumerate(sorted(accumulators.items())):
-    paths[embodiment] = os.path.join(PARTS, f"{part.number:05d}-{number}.statistics")
-    write_bytes(os.path.join(folder, paths[embodiment]), accumulator.to_bytes())
-  return {"entries": entries, "files": files, "statistics": paths, "train": train}
-
-
-def add(accumulators, embodiment, labels, joints):
-  if embodiment not in accumulators:
-    accumulators[embodiment] = statistics.Accumulator(joints.hand, joints.names)
-  accumulators[embodiment].add(labels)
-
-
-def write_bytes(path, data: bytes):
-  with open(f"{path}.tmp", "wb") as file:
-    file.write(data)
-  shards.put_in_place(f"{path}.tmp", path)
+  return {"entries": entries, "files": files}

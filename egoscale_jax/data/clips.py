@@ -32,7 +32,8 @@ class Clip:
   start: int
   stride: int
   rate_hz: float
-  pictures: list  # bytes or memoryviews of them
+  data: bytes  # the whole record
+  places: list[int]  # of the pictures in it: begin, end, begin, end ...
   intrinsics_Cx3x3: np.ndarray
   T_world_camera_CxNx4x4: np.ndarray
   keypoints_Nx2xPx3: np.ndarray
@@ -50,11 +51,15 @@ class Clip:
     """Frames that are the clip's own: what is beyond them is the tail, which the next clip has too."""
     return min(self.num_images * self.stride, len(self.valid_Fx2))
 
+  def picture(self, number: int) -> bytes:
+    """JPEG, or a camera's H.264, as it is stored (spec.CLIP_PICTURES)."""
+    return self.data[self.places[2 * number] : self.places[2 * number + 1]]
+
   def rgb(self, image: int, camera: int = 0, out_YxXx3=None) -> np.ndarray:
     """uint8 [Y, X, 3]; ValueError where the bytes are damaged. `out` is filled and returned where it has the picture's size."""
     if self.codec == H264:
       return self.decoded[camera][image]
-    data = self.pictures[camera * self.num_images + image]
+    data = self.picture(camera * self.num_images + image)
     if out_YxXx3 is not None and simplejpeg.decode_jpeg_header(data)[:2] == out_YxXx3.shape[:2]:
       simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out_YxXx3)
       return out_YxXx3
@@ -63,12 +68,12 @@ class Clip:
   def jpeg(self, image: int, camera: int = 0) -> bytes:
     if self.codec == H264:
       return video.encode(self.rgb(image, camera))
-    return bytes(self.pictures[camera * self.num_images + image])
+    return self.picture(camera * self.num_images + image)
 
   @functools.cached_property
   def decoded(self) -> list[list[np.ndarray]]:
     """Of H.264: the pictures of every camera."""
-    return [decode_h264(data, self.num_images) for data in self.pictures]
+    return [decode_h264(self.picture(camera), self.num_images) for camera in range(len(self.cameras))]
 
 
 def cut(
@@ -165,7 +170,8 @@ def read_clip(data: bytes) -> Clip:
     start=int(arrays["start"]),
     stride=int(arrays["stride"]),
     rate_hz=float(arrays["rate_hz"]),
-    pictures=arrays[spec.CLIP_PICTURES],
+    data=data,
+    places=arrays[spec.CLIP_PICTURES],
     intrinsics_Cx3x3=arrays["intrinsics"],
     T_world_camera_CxNx4x4=arrays["T_world_camera"].reshape(len(cameras), -1, 4, 4),
     keypoints_Nx2xPx3=arrays["keypoints"],
@@ -187,15 +193,17 @@ def _decode(data, numbers, texts):
   """-> ({name: text}, {name: array})."""
   found = example.parse(data)
   try:
-    values = {name: str(found[name][0], "utf-8") for name in texts}
+    values = {name: data[found[name][0] : found[name][1]].decode() for name in texts}
     arrays = {}
-    rows = len(found["valid"][0]) // 2  # F: one byte a hand
+    begin, end = found["valid"]
+    rows = (end - begin) // 2  # F: one byte a hand
     for name, (dtype, shape) in numbers.items():
+      begin, end = found[name]
       if "J" in shape:
-        shape = (rows, 2, len(found[name][0]) // (8 * rows) if rows else 0)
-      array = np.frombuffer(found[name][0], dtype)
+        shape = (rows, 2, (end - begin) // (8 * rows) if rows else 0)
+      array = np.frombuffer(data, dtype, (end - begin) // np.dtype(dtype).itemsize, begin)
       arrays[name] = array.reshape([-1 if n is None else n for n in shape]) if shape else array[0]
-  except (KeyError, IndexError, UnicodeDecodeError) as error:
+  except (KeyError, IndexError, UnicodeDecodeError, ValueError) as error:
     raise ValueError(f"not a record of this version: {error!r}") from error
   return values, arrays | {spec.CLIP_PICTURES: found.get(spec.CLIP_PICTURES, [])}
 

@@ -1,5 +1,6 @@
 """Windows of clips -> the arrays of a Batch, many rows at a time: a call a row would cost more than decoding its pictures."""
 
+import collections
 import dataclasses
 import functools
 import sys
@@ -39,23 +40,23 @@ class Slot:
 
 
 class Buffers:
-  """Arrays for the pictures of batches, taken again when nobody holds them any more; safe for threads.
+  """The large arrays of batches, taken again when nobody holds them any more; safe for threads.
 
-  The kernel clears fresh memory page by page, and for 80 MB a batch that costs a fifth of decoding the pictures.
+  The kernel clears fresh memory page by page, and for 90 MB a batch that costs a fifth of decoding the pictures.
   """
 
   def __init__(self):
-    self._held, self._lock = [], threading.Lock()
+    self._held, self._lock = collections.defaultdict(list), threading.Lock()
 
-  def take(self, shape) -> np.ndarray:
-    """uint8, not cleared. Held by nobody: referred to by the list, the loop's variable and getrefcount's argument alone."""
+  def take(self, dtype, *shape) -> np.ndarray:
+    """Not cleared. Held by nobody: referred to by the list, the loop's variable and getrefcount's argument alone."""
     with self._lock:
-      for array in self._held:
-        if array.shape == shape and sys.getrefcount(array) == _FREE:
+      held = self._held[dtype, shape]
+      for array in held:
+        if sys.getrefcount(array) == _FREE:
           return array
-      array = np.empty(shape, np.uint8)
-      self._held = [a for a in self._held if a.shape == shape] + [array]
-      return array
+      held.append(np.empty(shape, dtype))
+      return held[-1]
 
 
 _FREE = 3
@@ -84,19 +85,19 @@ class Assembler:
     return number
 
   def allocate(self, rows: int) -> Batch:
-    """Everything absent, masked and zero, but for the pictures, which `decode` fills."""
-    m = self.model
+    """The pictures, actions, masks and weights hold anything, until decode() and fill() have been at every row."""
+    m, take = self.model, self._buffers.take
     length = self._prompt_of.length
     return Batch(
-      image_BxCxYxXx3=self._buffers.take((rows, len(self._cameras), *self._size, 3)),
+      image_BxCxYxXx3=take(np.uint8, rows, len(self._cameras), *self._size, 3),
       image_mask_BxC=np.zeros((rows, len(self._cameras)), bool),
       token_BxL=np.zeros((rows, length), np.int32),
       token_mask_BxL=np.zeros((rows, length), bool),
       state_BxS=np.zeros((rows, m.state_dim), np.float32),
       state_mask_B=np.zeros(rows, bool),
-      action_BxTxA=np.zeros((rows, m.horizon, m.action_dim), np.float32),
-      action_mask_BxTxA=np.zeros((rows, m.horizon, m.action_dim), bool),
-      action_weight_BxTxA=np.ones((rows, m.horizon, m.action_dim), np.float32),
+      action_BxTxA=take(np.float32, rows, m.horizon, m.action_dim),
+      action_mask_BxTxA=take(np.bool_, rows, m.horizon, m.action_dim),
+      action_weight_BxTxA=take(np.float32, rows, m.horizon, m.action_dim),
       embodiment_B=np.zeros(rows, np.int32),
       position_B=np.zeros(rows, np.int32),
     )
@@ -133,11 +134,18 @@ class Assembler:
     d, m = self.data, self.model
     wrist, joints, valid, residual = gather(windows, m.horizon, d.stride)
     action, mask = actions.make_chunks(wrist, joints, valid)
-    # Zero is read nowhere: the mask says so, and a test poisons it.
-    batch.action_BxTxA[rows, :, : slot.width] = np.where(mask, slot.normalizer.normalize(action), np.float32(0))
-    batch.action_mask_BxTxA[rows, :, : slot.width] = mask
-    if d.residual_soft_m:
-      batch.action_weight_BxTxA[rows, :, : slot.width] = actions.label_weights(residual[:, 1:], joints.shape[-1], d.residual_soft_m)
+    action = slot.normalizer.normalize(action)
+    if not mask.all():
+      action[~mask] = 0.0  # zero is read nowhere: the mask says so, and a test poisons it
+    weight = actions.label_weights(residual[:, 1:], joints.shape[-1], d.residual_soft_m) if d.residual_soft_m else 1.0
+    where = slice(None) if len(rows) == len(batch.position_B) else rows  # all of them: a plain copy
+    for array, values, padding in (
+      (batch.action_BxTxA, action, 0.0),
+      (batch.action_mask_BxTxA, mask, False),
+      (batch.action_weight_BxTxA, weight, 1.0),
+    ):
+      array[where, :, : slot.width] = values
+      array[where, :, slot.width :] = padding
     if d.human_state:
       self._fill_state(batch, rows, windows, slot)
 

@@ -93,7 +93,7 @@ def prepare(
     }
     head |= {"image_size": image_size, "stride": stride, "images": images, "codec": codec, "seed": seed, "validation": validation}
     with builder.writing(output_dir):
-      return Summary(output_dir, assemble.assemble(output_dir, settings, len(parts), frozenset(exclude), head))
+      return Summary(output_dir, assemble.assemble(output_dir, settings, len(parts), frozenset(exclude), head, workers))
 
 
 def find(source, input_dir, columns="") -> list[schema.Recording]:

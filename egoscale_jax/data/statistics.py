@@ -1,27 +1,33 @@
-"""Statistics of the actions, one table a lag, and the normalisation made from them.
+"""Statistics of the actions and the normalisation made from them; per embodiment, mergeable, from the low-dimensional labels alone.
 
 Lag l is an action step l frames after its chunk's start, so step k of a chunk of stride s has lag k * s. The spread of the relative wrist
-grows with the lag; that of the absolute joints does not.
+grows with the lag, so the wrist has a table a lag; that of the absolute joints does not, so they have one for all.
 """
 
 import dataclasses
+import hashlib
+import io
 import json
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from egoscale_jax import geometry
 from egoscale_jax.data import actions, jsonfile, schema, spec
+from egoscale_jax.data.sketch import Sketch
 from egoscale_jax.errors import UserError
 
-VERSION = 1
+VERSION = 2  # of statistics.json and of an Accumulator's bytes
 LAGS = spec.TAIL_FRAMES
-# Quantiles come from a subsample a lag and hand: every n-th valid action in the order of the episodes, n doubled each time ROWS of them are
-# held. It then has ROWS / 2 to ROWS rows and no chance in it; memory is 2 * LAGS * ROWS * (9 + J) floats, 130 MB at J = 22. The 1 %
-# quantile of 4096 rows is off by 0.16 % in rank (one sigma). Mean, std and count are of all actions.
-ROWS = 8192
+# Up to this many frames every pair of frames counts, past it those with an odd target (counted in its episode) are dropped for good: half
+# the time, and at so many frames they move no quantile by 0.1 % in rank. Neither half of the rule knows an order, so parts merge.
+ALL_PAIRS_FRAMES = 1_000_000
 _FLOOR = 1e-3  # the least width of a range, metres or radians: a dimension that hardly moves would be blown up to noise
+_CONSTANT = 1e-6  # metres, radians: float32 poses within 10 m of their origin are no finer
 _WRIST_NAMES = ("x", "y", "z", "r00", "r01", "r02", "r10", "r11", "r12")
-_TABLES = ("mean", "std", "q01", "q99", "count")
+_TABLES = ("mean", "std", "q01", "q99", "min", "max", "count")
+_MAGIC = b"egoscale statistics %d\n" % VERSION
+_BLOCK = 512  # targets a pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Normalizer:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """Row l - 1 is lag l; L = LAGS. NaN where the count is 0."""
+  """Row l - 1 is lag l; L = LAGS; joints have the same in every row. NaN where the count is 0."""
 
   hand: str  # as hands.hand.load takes it
   joint_names: tuple[str, ...]  # of the left hand, J
@@ -50,119 +56,225 @@ class Statistics:
   std_LxA: np.ndarray
   q01_LxA: np.ndarray
   q99_LxA: np.ndarray
+  min_LxA: np.ndarray
+  max_LxA: np.ndarray
   count_LxA: np.ndarray  # int64
 
-  def normalizer(self, horizon: int, stride: int = 1) -> Normalizer:
+  def normalizer(self, horizon: int, stride: int = 1, constant: Sequence[str] = ()) -> Normalizer:
     """One range for all the steps of a chunk: the lowest 1 % and the highest 99 % quantile over its lags.
 
     Percentiles rather than the extremes as GR00T N1.7 does it (`use_percentiles`); the paper is silent. One range and not one a step: the
-    model then sees a wrist that moves off, as it does in the world.
+    model then sees a wrist that moves off, as it does in the world. constant: config.data.constant, see there.
     """
     rows = _rows(horizon, stride)
     observed_A = (self.count_LxA[rows] > 0).any(axis=0)
-    low_A = np.where(observed_A, np.nan_to_num(self.q01_LxA[rows], nan=np.inf).min(axis=0), -1.0)
-    high_A = np.where(observed_A, np.nan_to_num(self.q99_LxA[rows], nan=-np.inf).max(axis=0), 1.0)
+    self._refuse_constant(rows, observed_A, constant)
+    low_A = _lowest(self.q01_LxA[rows], observed_A)
+    high_A = _highest(self.q99_LxA[rows], observed_A)
     missing_A = np.maximum(_FLOOR - (high_A - low_A), 0.0)
     low_A, high_A = low_A - missing_A / 2, high_A + missing_A / 2
     return Normalizer(low_A.astype(np.float32), high_A.astype(np.float32), observed_A)
+
+  def _refuse_constant(self, rows, observed_A, constant):
+    """UserError naming each observed dimension that is the same in all the data: a wrong column, a wrong unit or a dead joint.
+
+    The extremes and not the quantiles, for a gripper may close in one frame of a thousand; over all lags of the chunk, since that is the
+    range which is mapped: a wrist turns little in one frame. Of a rotation's six entries some stand still by nature (turning about one
+    axis of the wrist leaves three of them), so they are refused only where all six do: the wrist never turned.
+    """
+    low_A, high_A = _lowest(self.min_LxA[rows], observed_A), _highest(self.max_LxA[rows], observed_A)
+    still_A = observed_A & (high_A - low_A < _CONSTANT)
+    rotation_2x6 = still_A.reshape(2, -1)[:, 3 : actions.WRIST_DIM]
+    rotation_2x6 &= rotation_2x6.all(axis=1, keepdims=True)  # a view: writes still_A
+    try:
+      allowed = [re.compile(pattern) for pattern in constant]
+    except re.error as error:
+      raise UserError(f"config.data.constant: found {tuple(constant)}, expected regular expressions: {error}") from error
+    named = [
+      f"{name} = {low:.6g}"
+      for name, low, still in zip(self.action_names, low_A, still_A)
+      if still and not any(pattern.fullmatch(name) for pattern in allowed)
+    ]
+    if named:
+      advice = "expected values that move (a wrong column or unit, a dead joint?); config.data.constant names those that may stand still"
+      raise UserError(f"statistics of {self.hand}: found constant {', '.join(named)}, {advice}")
 
   def mean_chunk(self, horizon: int, stride: int = 1) -> np.ndarray:
     """-> [T, A] float32, the mean action of every step: the baseline that a policy must beat; NaN where nothing was observed."""
     return self.mean_LxA[_rows(horizon, stride)].astype(np.float32)
 
-  def save(self, path):
-    """Writes JSON; NaN becomes null, for JSON has no NaN."""
+  def to_json(self) -> dict:
+    """NaN becomes null, for JSON has no NaN."""
     tables = {name: getattr(self, f"{name}_LxA") for name in _TABLES}
     lists = {name: [[None if np.isnan(v) else v for v in row] for row in table.tolist()] for name, table in tables.items()}
-    head = {"version": VERSION, "hand": self.hand, "joint_names": self.joint_names, "action_names": self.action_names}
+    return {"version": VERSION, "hand": self.hand, "joint_names": self.joint_names, "action_names": self.action_names} | lists
+
+  def save(self, path):
     with open(path, "w", encoding="utf-8") as file:
-      json.dump(head | lists, file)
+      json.dump(self.to_json(), file)
 
 
 def load(path) -> Statistics:
   """Reads what save() wrote; UserError where it is absent or of another version."""
-  content = jsonfile.read(path, VERSION, "statistics")
+  return from_json(jsonfile.read(path, VERSION, "statistics"))
+
+
+def from_json(content: dict) -> Statistics:
+  """What to_json() gave."""
   tables = {f"{name}_LxA": np.array(content[name], np.int64 if name == "count" else np.float64) for name in _TABLES}
   return Statistics(content["hand"], tuple(content["joint_names"]), tuple(content["action_names"]), **tables)
 
 
 class Accumulator:
-  """Takes Labels as they stream by, in bounded memory. The result depends on their order (the quantiles' subsample), so keep it fixed."""
+  """Takes the Labels of one embodiment as they stream by, in bounded memory: 0.9 GB at J = 22, however many there are.
+
+  Parts of a build make one each and save its bytes; the whole is merged from them. The same labels and merges in the same order give the
+  same bytes; another order moves quantiles by less than 0.1 % in rank and the rest by rounding.
+  """
 
   def __init__(self, hand: str, joint_names: tuple[tuple[str, ...], tuple[str, ...]]):
     """joint_names: of the left and of the right hand, J each."""
-    self._hand = hand
-    self._joint_names = tuple(tuple(names) for names in joint_names)
-    size = actions.WRIST_DIM + len(self._joint_names[0])
-    self._count_Lx2 = np.zeros((LAGS, 2), np.int64)
-    self._mean_Lx2xD = np.zeros((LAGS, 2, size))
-    self._square_Lx2xD = np.zeros((LAGS, 2, size))  # sum of squared deviations from the mean
-    self._samples = [[_Sample() for _ in range(2)] for _ in range(LAGS)]
+    self.hand, self.joint_names = hand, tuple(tuple(names) for names in joint_names)
+    self._joints = Sketch(2, len(self.joint_names[0]))
+    self._frames = 0
+    # Of even targets and of odd ones, None past ALL_PAIRS_FRAMES; group LAGS * side + lag - 1.
+    self._wrists = [Sketch(2 * LAGS, actions.WRIST_DIM), Sketch(2 * LAGS, actions.WRIST_DIM)]
 
   def add(self, labels: schema.Labels):
-    """Every frame of the episode is the start of a chunk."""
-    pose_Fx2x4x4, valid_Fx2 = labels.T_world_wrist_Fx2x4x4, labels.valid_Fx2
-    inverse_Fx2x4x4 = geometry.se3_inverse(pose_Fx2x4x4)
-    for lag in range(1, min(LAGS, len(valid_Fx2) - 1) + 1):
-      T_start_wrist = inverse_Fx2x4x4[:-lag] @ pose_Fx2x4x4[lag:]
-      rot6d = geometry.so3_to_rot6d(T_start_wrist[..., :3, :3])
-      action_Fx2xD = np.concatenate([T_start_wrist[..., :3, 3], rot6d, labels.joints_Fx2xJ[lag:]], axis=-1)
-      both_Fx2 = valid_Fx2[:-lag] & valid_Fx2[lag:]
-      for side in range(2):
-        self._add(lag - 1, side, action_Fx2xD[both_Fx2[:, side], side])
+    """Every frame is the start of a chunk; joints count at every frame that a chunk can reach, so not at the first."""
+    self._grow(len(labels.valid_Fx2))
+    for side in range(2):
+      valid_F = labels.valid_Fx2[:, side]
+      self._joints.add(side, labels.joints_Fx2xJ[1:, side][valid_F[1:]].T)
+      valid_F = valid_F & np.isfinite(labels.T_world_wrist_Fx2x4x4[:, side]).all(axis=(1, 2))  # a robot may tell its joints alone
+      for parity, sketch in enumerate(self._wrists):
+        if sketch is not None and valid_F.any():
+          target_N = np.arange(2 - parity, len(valid_F), 2)
+          _add_wrists(sketch, LAGS * side, labels.T_world_wrist_Fx2x4x4[:, side], valid_F, target_N)
 
-  def _add(self, row, side, action_NxD):
-    """Merges N actions into one lag and hand (Chan et al.: the squares of large sums never cancel)."""
-    if not len(action_NxD):
-      return
-    action_NxD = action_NxD.astype(np.float32)
-    before, new = self._count_Lx2[row, side], len(action_NxD)
-    mean_D = action_NxD.mean(axis=0, dtype=np.float64)
-    delta_D = mean_D - self._mean_Lx2xD[row, side]
-    self._count_Lx2[row, side] = before + new
-    self._mean_Lx2xD[row, side] += delta_D * (new / (before + new))
-    self._square_Lx2xD[row, side] += ((action_NxD - mean_D) ** 2).sum(axis=0) + delta_D**2 * (before * new / (before + new))
-    self._samples[row][side].add(action_NxD)
+  def merge(self, other: "Accumulator"):
+    """Takes in all that `other` holds; UserError where it is of another hand."""
+    for what, mine, its in (("hand", self.hand, other.hand), ("joints", self.joint_names, other.joint_names)):
+      if mine != its:
+        raise UserError(f"statistics: found {what} {its!r}, expected {mine!r}: only the same can be merged")
+    self._joints.merge(other._joints)
+    self._grow(other._frames)
+    for mine, its in zip(self._wrists, other._wrists):
+      if mine is not None:  # then the other has it too, having fewer frames
+        mine.merge(its)
+
+  def _grow(self, frames):
+    self._frames += frames
+    if self._frames > ALL_PAIRS_FRAMES:
+      self._wrists[1] = None
+
+  def to_bytes(self) -> bytes:
+    """Versioned, with a checksum, without pickle: from_bytes() reads them."""
+    head = {"hand": self.hand, "joint_names": self.joint_names, "frames": self._frames}
+    file = io.BytesIO()
+    file.write(json.dumps(head).encode() + b"\n")
+    for sketch in (self._joints, *self._wrists):
+      if sketch is not None:
+        sketch.write(file)
+    body = file.getvalue()
+    return _MAGIC + hashlib.sha256(body).digest() + body
+
+  @classmethod
+  def from_bytes(cls, data: bytes, path) -> "Accumulator":
+    """What to_bytes() gave; UserError naming `path`, where they came from, if they are damaged or of another version."""
+    body = data[len(_MAGIC) + 32 :]
+    if not data.startswith(_MAGIC):
+      raise UserError(f"{path}: not statistics of version {VERSION}; prepare the data again")
+    if hashlib.sha256(body).digest() != data[len(_MAGIC) : len(_MAGIC) + 32]:
+      raise UserError(f"{path}: damaged: found another checksum than the one it was written with; prepare the data again")
+    file = io.BytesIO(body)
+    head = json.loads(file.readline())
+    result = cls(head["hand"], head["joint_names"])
+    result._grow(head["frames"])
+    result._joints = Sketch.read(file)
+    result._wrists = [sketch and Sketch.read(file) for sketch in result._wrists]
+    return result
 
   def finish(self) -> Statistics:
-    """-> Statistics of all that was added."""
-    size = self._mean_Lx2xD.shape[-1]
-    seen_Lx2x1 = (self._count_Lx2 > 0)[..., None]
-    std_Lx2xD = np.sqrt(self._square_Lx2xD / np.maximum(self._count_Lx2, 1)[..., None])
-    quantile_2xLx2xD = np.full((2, LAGS, 2, size), np.nan)
-    for row, side in np.argwhere(seen_Lx2x1[..., 0]):
-      quantile_2xLx2xD[:, row, side] = np.quantile(self._samples[row][side].rows(), (0.01, 0.99), axis=0)
-    names = [f"{side}.{name}" for side, joints in zip(("left", "right"), self._joint_names) for name in _WRIST_NAMES + joints]
-    return Statistics(
-      hand=self._hand,
-      joint_names=self._joint_names[0],
-      action_names=tuple(names),
-      mean_LxA=np.where(seen_Lx2x1, self._mean_Lx2xD, np.nan).reshape(LAGS, -1),
-      std_LxA=np.where(seen_Lx2x1, std_Lx2xD, np.nan).reshape(LAGS, -1),
-      q01_LxA=quantile_2xLx2xD[0].reshape(LAGS, -1),
-      q99_LxA=quantile_2xLx2xD[1].reshape(LAGS, -1),
-      count_LxA=np.repeat(self._count_Lx2, size, axis=1),
-    )
+    """-> Statistics of all that was added so far; more may follow."""
+    joints, wrists = self._finished()
+    q01_LxA, q99_LxA = _quantiles(wrists, joints, (0.01, 0.99))
+    names = [f"{side}.{name}" for side, joints in zip(("left", "right"), self.joint_names) for name in _WRIST_NAMES + joints]
+
+    def table(name):
+      return _table(getattr(wrists, name), getattr(joints, name))
+
+    count_LxA = _table(*(np.repeat(sketch.count_G[:, None], sketch.mean_GxD.shape[1], axis=1) for sketch in (wrists, joints)))
+    values = dict(mean=table("mean_GxD"), std=np.sqrt(table("square_GxD") / np.maximum(count_LxA, 1)))
+    values |= dict(q01=q01_LxA, q99=q99_LxA, min=table("min_GxD"), max=table("max_GxD"))
+    tables = {f"{name}_LxA": np.where(count_LxA > 0, value, np.nan) for name, value in values.items()}
+    return Statistics(self.hand, self.joint_names[0], tuple(names), **tables, count_LxA=count_LxA)
+
+  def quantiles(self, ranks: Sequence[float]) -> np.ndarray:
+    """-> [Q, L, A] of all that was added so far, NaN where nothing was."""
+    joints, wrists = self._finished()
+    return _quantiles(wrists, joints, ranks)
+
+  def _finished(self):
+    wrists = Sketch(2 * LAGS, actions.WRIST_DIM)
+    for sketch in filter(None, self._wrists):
+      wrists.merge(sketch)
+    return self._joints.finished(), wrists.finished()
 
 
-class _Sample:
-  """Every n-th of the rows that were added, at most ROWS of them; see there."""
+def merged(accumulators: Sequence[Accumulator]) -> Statistics:
+  """Statistics of several embodiments or shard folders that share an adapter slot, and so a normaliser."""
+  whole = Accumulator(accumulators[0].hand, accumulators[0].joint_names)
+  for accumulator in accumulators:
+    whole.merge(accumulator)
+  return whole.finish()
 
-  def __init__(self):
-    self._parts, self._held, self._seen, self._every = [], 0, 0, 1
 
-  def add(self, rows_NxD):
-    kept = rows_NxD[-self._seen % self._every :: self._every].copy()  # a view would hold the whole episode
-    self._seen += len(rows_NxD)
-    self._parts.append(kept)
-    self._held += len(kept)
-    while self._held > ROWS:
-      self._parts = [self.rows()[::2].copy()]
-      self._held = len(self._parts[0])
-      self._every *= 2
+def _add_wrists(sketch, group, T_world_wrist_Fx4x4, valid_F, target_N):
+  """The wrist at each target seen from `lag` frames before, as in actions.py, to the groups from `group` on: one a lag."""
+  pose_12xF = np.pad(T_world_wrist_Fx4x4[:, :3].reshape(-1, 12).T.astype(np.float32), ((0, 0), (LAGS, 0)))  # frame t is at t + LAGS
+  valid_F = np.pad(valid_F, (LAGS, 0))
+  for block in range(0, len(target_N), _BLOCK):
+    target_n = target_N[block : block + _BLOCK] + LAGS
+    start_Lxn = target_n - np.arange(1, LAGS + 1)[:, None]
+    wrist_Lx9xn = _relative(pose_12xF[:, start_Lxn].reshape(3, 4, LAGS, -1), pose_12xF[:, target_n].reshape(3, 4, -1))
+    both_Lxn = valid_F[target_n] & valid_F[start_Lxn]
+    for lag, (rows_9xn, both_n) in enumerate(zip(wrist_Lx9xn, both_Lxn)):
+      sketch.add(group + lag, rows_9xn if both_n.all() else rows_9xn.compress(both_n, axis=1))
 
-  def rows(self):
-    return np.concatenate(self._parts)
+
+def _relative(start_3x4xLxN, end_3x4xN):
+  """inverse(T_world_start) @ T_world_end -> [L, 9, N].
+
+  Entry by entry over all lags and targets at once: numpy's product of small matrices takes five times as long, one einsum for all entries
+  1.2 times.
+  """
+  moved_3xLxN = end_3x4xN[:, None, 3] - start_3x4xLxN[:, 3]
+  wrist_Lx9xN = np.empty((LAGS, actions.WRIST_DIM, moved_3xLxN.shape[-1]), np.float32)
+  for i in range(3):  # row i is column i of the start's rotation times ...
+    np.einsum("kln,kln->ln", start_3x4xLxN[:, i], moved_3xLxN, out=wrist_Lx9xN[:, i])
+  for i in range(2):  # the rows of geometry.so3_to_rot6d
+    for j in range(3):
+      np.einsum("kln,kn->ln", start_3x4xLxN[:, i], end_3x4xN[:, j], out=wrist_Lx9xN[:, 3 + 3 * i + j])
+  return wrist_Lx9xN
+
+
+def _quantiles(wrists, joints, ranks):
+  return np.stack([_table(wrist, joint) for wrist, joint in zip(wrists.quantiles(ranks), joints.quantiles(ranks))])
+
+
+def _table(wrist_GxD, joint_2xJ):
+  """Groups of both sketches -> [L, A]."""
+  wrist_Lx2x9 = wrist_GxD.reshape(2, LAGS, -1).swapaxes(0, 1)
+  return np.concatenate([wrist_Lx2x9, np.broadcast_to(joint_2xJ, (LAGS, *joint_2xJ.shape))], axis=-1).reshape(LAGS, -1)
+
+
+def _lowest(table_TxA, observed_A):
+  return np.where(observed_A, np.nan_to_num(table_TxA, nan=np.inf).min(axis=0), -1.0)
+
+
+def _highest(table_TxA, observed_A):
+  return np.where(observed_A, np.nan_to_num(table_TxA, nan=-np.inf).max(axis=0), 1.0)
 
 
 def _rows(horizon, stride):

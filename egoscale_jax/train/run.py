@@ -88,6 +88,8 @@ def _begin(config, workdir, devices):
   run = make_run(config, made, stats, devices)
   for text in texts:
     run.prompt(text)  # an instruction that does not fit ends the run here, not after hours
+  for table in stats.values():
+    table.normalizer(config.model.horizon, config.data.stride, config.data.constant)  # so does a dimension that never moves
   (workdir / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
   slots.save(stats, workdir / "statistics.json")
   (workdir / "shards.sha256").write_text(_fingerprint(config), encoding="utf-8")
