@@ -229,6 +229,8 @@ def decode_h264(data, count: int) -> list[np.ndarray]:
   """-> `count` pictures uint8 [Y, X, 3]; ValueError where there are not as many."""
   try:
     with av.open(io.BytesIO(bytes(data))) as container:
+      if not container.streams.video:
+        raise ValueError("a file without a video")
       container.streams.video[0].thread_type = "NONE"
       rgb_N = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
   except av.FFmpegError as error:

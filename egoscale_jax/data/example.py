@@ -57,6 +57,8 @@ def _varint(data, position):
     return byte, position + 1
   value, shift = 0, 0
   while byte >= 128:
+    if shift > 63:  # else a run of 0xff would make one number of a megabyte
+      raise ValueError("not a tf.train.Example: a varint of more than ten bytes")
     value |= (byte & 127) << shift
     shift += 7
     position += 1
