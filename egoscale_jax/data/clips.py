@@ -165,6 +165,10 @@ def read_clip(data: bytes) -> Clip:
   """ValueError where the bytes are no clip record. The arrays are views of the bytes, and cannot be written."""
   values, arrays = _decode(data, spec.CLIP_NUMBERS, spec.CLIP_TEXTS)
   cameras = tuple(values["cameras"].split(","))
+  pictures = len(cameras) * (1 if values["codec"] == H264 else len(arrays["keypoints"]))
+  rows = {len(arrays[name]) for name in ("T_world_wrist", "joints", "valid", "residual_m")}
+  if len(arrays[spec.CLIP_PICTURES]) != 2 * pictures or len(rows) != 1 or arrays["stride"] < 1:
+    raise ValueError(f"not a record of this version: {len(arrays[spec.CLIP_PICTURES]) // 2} pictures and labels of {sorted(rows)} frames")
   return Clip(
     **values | {"cameras": cameras},
     start=int(arrays["start"]),

@@ -183,7 +183,9 @@ def test_damaged_videos_are_value_errors():
   sound = io.BytesIO()
   with av.open(sound, "w", format="wav") as container:
     stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-    container.mux(stream.encode(av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")))
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+    frame.sample_rate = 8000
+    container.mux(stream.encode(frame))
   with pytest.raises(ValueError, match="a file without a video"):
     clips.decode_h264(sound.getvalue(), 8)
 
