@@ -158,7 +158,7 @@ def serialize(record: dict, record_features, numbers) -> bytes:
   typed = {name: np.asarray(record[name], dtype) for name, (dtype, _) in numbers.items()}
   if spec.CLIP_PICTURES in record:
     typed[spec.CLIP_PICTURES] = np.array(record[spec.CLIP_PICTURES], dtype=np.object_)
-  return record_features.serialize_example(record | typed)
+  return example.in_order(record_features.serialize_example(record | typed))
 
 
 def read_clip(data: bytes) -> Clip:

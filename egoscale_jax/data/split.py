@@ -10,7 +10,6 @@ import hashlib
 from egoscale_jax.data import manifest
 from egoscale_jax.data.shards import SPLITS, TRAIN, TWENTIETHS, VALIDATION
 
-LEAKS = "left out"  # the `split` of an entry that would leak
 SUBSETS = (1, 2, 4, 10, 20)  # twentieths, as the paper's 1,000 to 20,000 hours (section 3.3)
 
 
@@ -96,7 +95,7 @@ def _untie(group, side) -> list[str]:
   for e in group:
     told = {side[node] for node in _nodes(e) if node in side}
     if len(told) == 2:
-      e["split"] = LEAKS
+      e["split"] = manifest.LEAKS
       notes.append(f"{e['id']}: left out: it ties a training scene or person to a held-out one ({e['scene']}, {e['person']})")
       continue
     e["split"] = next(iter(told), TRAIN)
