@@ -33,11 +33,28 @@ def _source(name):
 def doctor(arguments):
   from egoscale_jax.data import exclusion
 
+  if arguments.shards:
+    _doctor_shards(arguments)
+    return
+  if not (arguments.source and arguments.input):
+    raise UserError("--source and --input: found one of them or none, expected both, or --shards")
   found = exclusion.examine(_source(arguments.source), arguments.input, arguments.workers, columns=arguments.columns)
   print("\n".join(exclusion.lines(found)))
   if arguments.output:
     exclusion.save(found, arguments.output)
     print(f"wrote {arguments.output}")
+
+
+def _doctor_shards(arguments):
+  from egoscale_jax.data import verify
+
+  if arguments.source or arguments.input:
+    raise UserError(f"--shards={arguments.shards}: found --source or --input too, expected either")
+  found = verify.verify(arguments.shards)
+  if found:
+    print("\n".join(found))
+    raise UserError(f"{arguments.shards}: {len(found)} findings")
+  print(f"{arguments.shards}: every file is as it was written")
 
 
 def prepare(arguments):
@@ -145,9 +162,9 @@ def _parser():
     sub.set_defaults(function=function)
     return sub
 
-  def recordings(sub):
-    sub.add_argument("--source", required=True, choices=SOURCES, help="the format of the recordings")
-    sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
+  def recordings(sub, required=True):
+    sub.add_argument("--source", required=required, choices=SOURCES, help="the format of the recordings")
+    sub.add_argument("--input", required=required, metavar="DIR", help="folder of recordings")
     sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
 
   sub = verb(simulate, "Write simulated recordings in EgoDex's format.", "egoscale simulate --output=recordings --episodes=20")
@@ -160,7 +177,8 @@ def _parser():
   sub = verb(
     doctor, "Check recordings, and list those to leave out.", "egoscale doctor --source=egodex --input=recordings --output=doctor.json"
   )
-  recordings(sub)
+  recordings(sub, required=False)
+  sub.add_argument("--shards", metavar="DIR", help="in place of --source and --input: is a folder of `egoscale prepare` whole")
   sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
 
