@@ -41,6 +41,7 @@ setuptools.setup(
     "zarr>=3.1",
   ],
   extras_require={
+    "beam": ["apache-beam>=2.77"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14"],
