@@ -447,8 +447,8 @@ def test_a_damaged_plan_or_part_is_one_line(whole, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_end_with_the_same_bytes(tmp_path):
-  """Of a real process with two workers, which die with it; at moments over the whole length of a build."""
-  for i in range(32):
+  """Of a real process and its two workers: while they start, between parts and within them."""
+  for i in range(31):
     recordings.write(tmp_path / "in", f"pour/{i}", frames=40 + i, seed=i)
   command = [sys.executable, "-m", "egoscale_jax.cli", "prepare", "--source=egodex", f"--input={tmp_path}/in", "--image_size=90"]
   command += ["--validation=0.3", "--workers=2"]
@@ -457,26 +457,29 @@ def test_twenty_kills_at_random_moments_end_with_the_same_bytes(tmp_path):
     with open(tmp_path / "log", "w") as log:
       return subprocess.Popen([*command, f"--output={output}"], stdout=log, stderr=log, start_new_session=True)
 
-  began = time.monotonic()
+  def parts(output):
+    return len(list(output.glob("parts/*.json")))
+
   assert start(tmp_path / "whole").wait(600) == 0, (tmp_path / "log").read_text()
-  seconds = time.monotonic() - began
+  whole = all_files(tmp_path / "whole")
   rng = np.random.default_rng(0)
   output, done, finished = tmp_path / "out", [], 0
   for _ in range(20):
-    process = start(output)
-    time.sleep(rng.uniform(0.3, 1.0) * seconds)
+    process, wanted = start(output), parts(output) + rng.integers(0, 6)
+    while process.poll() is None and parts(output) < wanted:
+      time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.5))
     if process.poll() is None:
       os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    parts = len(list((output / "parts").glob("*.json"))) if output.exists() else 0
-    done.append(parts)
+    done.append(parts(output))
     if process.returncode == 0:  # it came to its end: from the start again
-      same(output, all_files(tmp_path / "whole"))
+      same(output, whole)
       shutil.rmtree(output)
       finished += 1
     elif (output / "plan.json").exists() and not (output / "manifest.json").exists():
       assert readable(output) is None
-  print(f"build of {seconds:.1f} s; parts done at each kill: {done}; came to its end {finished} times")
+  print(f"parts done of 31 at each kill: {done}; came to its end {finished} times")
   assert start(output).wait(600) == 0, (tmp_path / "log").read_text()
-  same(output, all_files(tmp_path / "whole"))
+  same(output, whole)
   assert verify.verify(output) == []
