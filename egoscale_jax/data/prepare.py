@@ -80,6 +80,7 @@ def prepare(
   found = find(source, input_dir, columns)
   recordings = [recording for recording in found if recording.id not in exclude]
   read = functools.partial(source.read, image_size=image_size)
+  labeller.load_hands(hand_name or labeller.DEFAULT_HAND)  # a mistake in its name leaves no folder
   with _locked(output_dir):
     joints = _joints(output_dir, read, recordings, hand_name)
     settings = builder.Settings(source.SOURCE, _sha256(columns), hand_name, joints, image_size, stride, images, codec, validation, seed)

@@ -11,7 +11,7 @@ import robots
 import test_landmarks
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, builder, doctor, labels, manifest, pipeline, prepare, schema, statistics
+from egoscale_jax.data import actions, doctor, examples, labels, manifest, pipeline, prepare, schema, shards, slots, statistics
 from egoscale_jax.data.sources import landmarks, lerobot
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import retarget
@@ -36,7 +36,7 @@ def prepared(tmp_path_factory):
 
 def records(output):
   for split in manifest.load(output)["totals"]["clips"]:
-    source = builder.open_split(output, split)
+    source = shards.open_split(output, split)
     yield from (source[i] for i in range(len(source)))
 
 
@@ -86,14 +86,14 @@ def test_robot_episodes_reach_the_shards(prepared):
   assert (stats.hand, stats.joint_names) == ("testbot", ("grip_0", "grip_1"))
   texts = set()
   for record in records(prepared.output_dir):
-    index = int(record["episode"][-1])
-    start, count = int(record["start"]), len(record["valid"])
-    np.testing.assert_array_equal(record["joints"][:, 0], robots.state(robots.LENGTHS[index], index)[start : start + count, 7:])
-    assert record["embodiment"] == "testbot"
-    assert record["valid"][:, 0].all()
-    assert not record["valid"][:, 1].any()
-    texts.add(record["text"])
-    step, mask = actions.make_chunk(record["T_world_wrist"], record["joints"], record["valid"], 0, 4)
+    index = int(record.episode[-1])
+    start, count = record.start, len(record.valid_Fx2)
+    np.testing.assert_array_equal(record.joints_Fx2xJ[:, 0], robots.state(robots.LENGTHS[index], index)[start : start + count, 7:])
+    assert record.embodiment == "testbot"
+    assert record.valid_Fx2[:, 0].all()
+    assert not record.valid_Fx2[:, 1].any()
+    texts.add(record.text)
+    (step,), (mask,) = actions.make_chunks(*examples.gather([examples.Window(record, 0)], 4, 1)[:3])
     path = recordings.wrist_path(robots.LENGTHS[index], index)[start:, 0]
     relative = geometry.se3_inverse(path[0]) @ path[4]
     np.testing.assert_allclose(step[3, :3], relative[:3, 3], atol=1e-6)
@@ -108,12 +108,13 @@ def test_a_batch_of_robot_clips(prepared):
   from egoscale_jax.data import tokenizer
 
   config = tiny.config(prepared.output_dir, batch_size=4, steps=2)
-  stats = statistics.load(f"{prepared.output_dir}/statistics.json")
   prompt = tokenizer.Prompt(tokenizer.build(list(robots.TASKS), 512), 1, tiny.image_tokens(config), config.data.text_tokens)
   with pytest.raises(UserError, match="no slot for the embodiment 'testbot'"):
-    pipeline.make_examples(config, prompt, stats)
+    slots.gather(config)
   with config.unlocked():
     config.data.slots = dict(human=0, testbot=3)
+  stats = slots.gather(config)
+  assert list(stats) == [3]
   batch = next(pipeline.train_batches(config, prompt, stats, 0, 0, 1))
   assert set(np.asarray(batch.embodiment_B)) == {3}
   assert batch.action_mask_BxTxA.any()
@@ -160,10 +161,10 @@ def test_landmarks_reach_the_shards(tmp_path, monkeypatch):
   test_landmarks.write(tmp_path / "in", frames=40, span_text=["reach"], span_s=[[0.0, 0.5]], licence="CC BY 4.0")
   summary = prepare.prepare(landmarks, tmp_path / "in", tmp_path / "out", image_size=90)
   assert summary.manifest["totals"]["kept"] == 1, summary.lines()
-  by_start = {int(r["start"]): r for r in records(tmp_path / "out")}
-  assert [by_start[s]["text"] for s in sorted(by_start)] == ["reach", "Pour the tea.", "Pour the tea."]
-  assert all(r["valid"].all() for r in by_start.values())
-  description = json.loads((tmp_path / "out/egoscale/1.0.0/dataset_info.json").read_text())
+  by_start = {r.start: r for r in records(tmp_path / "out")}
+  assert [by_start[s].text for s in sorted(by_start)] == ["reach", "Pour the tea.", "Pour the tea."]
+  assert all(r.valid_Fx2.all() for r in by_start.values())
+  description = json.loads((tmp_path / "out/egoscale/2.0.0/dataset_info.json").read_text())
   assert "CC BY 4.0" in json.dumps(description)
 
 

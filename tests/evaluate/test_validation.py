@@ -6,33 +6,33 @@ import pytest
 import tiny
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, builder, statistics
+from egoscale_jax.data import actions, statistics
+from egoscale_jax.data import shards as shards_lib
 from egoscale_jax.evaluate import validation
 from egoscale_jax.train import run as run_lib
 
 
 def test_points_are_even_fixed_and_labelled(shards):
-  source = builder.open_split(shards, "train")
-  points = validation.fixed_points(source, episodes=3, times=5, horizon=4, stride=2)
-  assert points == validation.fixed_points(source, episodes=3, times=5, horizon=4, stride=2)
+  source = shards_lib.open_split(shards, "train")
+  points = validation.fixed_points([source], episodes=3, times=5, horizon=4, stride=2)
+  assert points == validation.fixed_points([source], episodes=3, times=5, horizon=4, stride=2)
   assert len({point.episode for point in points}) == 3
   assert len(points) == 15
   for point in points:
-    record = source[point.record]
-    assert record["episode"] == point.episode
-    assert record["start"] + point.frame == point.time
-    _, mask = actions.make_chunk(record["T_world_wrist"], record["joints"], record["valid"], point.frame, 4, 2)
-    assert mask.any()
+    clip = source[point.record]
+    assert clip.episode == point.episode
+    assert clip.start + point.image * clip.stride == point.time
+    assert (clip.valid_Fx2[point.image] & clip.valid_Fx2[point.image + 2 : point.image + 9 : 2].any(axis=0)).any()
   times = [point.time for point in points if point.episode == points[0].episode]
   assert np.ptp(np.diff(times)) <= 1
   assert times[0] == 0
 
 
 def test_hold_still_is_the_pose_at_the_start(shards):
-  record = builder.open_split(shards, "train")[0]
-  pose, joints = actions.split_chunk(validation.hold_still(record, 2, horizon=3), record["joints"].shape[-1])
+  joints_2xJ = shards_lib.open_split(shards, "train")[0].joints_Fx2xJ[2]
+  pose, joints = actions.split_chunk(validation.hold_still(joints_2xJ, horizon=3), joints_2xJ.shape[-1])
   np.testing.assert_allclose(pose, np.broadcast_to(np.eye(4), pose.shape), atol=1e-6)
-  np.testing.assert_array_equal(joints, np.broadcast_to(record["joints"][2], joints.shape))
+  np.testing.assert_array_equal(joints, np.broadcast_to(joints_2xJ, joints.shape))
 
 
 def test_totals_are_plain_sums():
@@ -50,9 +50,10 @@ def test_totals_are_plain_sums():
   mask[3, 1] = False
   predicted[3, 1] = rng.standard_normal(31)  # masked: counts nowhere
   flat = lambda a: a.reshape(4, size)  # noqa: E731
-  total = validation.Totals(normalizer, np.zeros((4, size), np.float32))
+  total = validation.Totals()
   samples = normalizer.normalize(np.stack([flat(predicted), flat(predicted)]))
-  total.add(flat(mask), normalizer.normalize(flat(truth)), samples, normalizer.normalize(flat(truth)), 3.5)
+  still, chunk = normalizer.normalize(flat(truth)), normalizer.normalize(np.zeros((4, size), np.float32))
+  total.add(normalizer, flat(mask), still, samples, (still, chunk), 3.5)
   figures = total.figures(1, 1, 2)
   assert figures["wrist_mm"] == pytest.approx(10, rel=1e-3)
   assert figures["wrist_degrees"] == pytest.approx(np.rad2deg(0.3), rel=1e-3)
