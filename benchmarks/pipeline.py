@@ -2,8 +2,8 @@
 
   python benchmarks/pipeline.py [--examples=20000] [--soak=1000000]
 
-Examples are two 224 x 224 pictures and a 40-step chunk of two 22-joint hands. Rates are per CPU second of the process, all threads together.
-The data are synthetic robot episodes, whose pictures have about the bytes that 224-pixel frames of real video have (8 to 15 kB).
+Examples are two 224 x 224 pictures and a 40-step chunk of two 22-joint hands. Rates are per CPU second of the process, all its threads
+together. The data are synthetic robot episodes, whose pictures have about the bytes that 224-pixel frames of real video have (8 to 15 kB).
 """
 
 import argparse
