@@ -40,7 +40,7 @@ def totals(entries, clips) -> dict:
   """Sums over the kept entries; clips {split: n}."""
   kept = [e for e in entries if e["status"] == KEPT]
   masked = collections.defaultdict(lambda: {"frames": 0, "episodes": 0})
-  for finding in (f for e in kept for f in e["findings"]):
+  for finding in (f for e in kept for f in e["findings"] if f["severity"] == "masked"):
     row = masked[f"{finding['name']} {finding['side']}".strip()]
     row["frames"] += finding["count"]
     row["episodes"] += 1
