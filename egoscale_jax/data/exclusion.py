@@ -34,7 +34,7 @@ def examine(source, input_dir, num_workers=1, image_size=64, columns="", hand_na
         entries.append(entry | {"rate_hz": episode.rate_hz, "fingerprint": leaks.fingerprint(episode)})
       bar.update()
   by_id = {entry["id"]: entry for entry in entries}
-  for name, finding in leaks.duplicates(entries):
+  for name, finding in leaks.copies(entries):
     by_id[name]["findings"].append(dataclasses.asdict(finding))
   for entry in entries:
     _tell_seconds(entry)

@@ -43,7 +43,7 @@ def _path(episode):
   return [round(float(x), 4) for x in known.reshape(-1)]
 
 
-def duplicates(entries) -> list[tuple[str, findings.Finding]]:
+def copies(entries) -> list[tuple[str, findings.Finding]]:
   """-> (id, finding): of two episodes with nearly the same pictures and paths the second is told, and which is the first."""
   told, found = [e for e in entries if e.get("fingerprint")], {}
   for i, j in sorted(_candidates(told)):
@@ -52,7 +52,7 @@ def duplicates(entries) -> list[tuple[str, findings.Finding]]:
     metres = np.abs(np.subtract(a["path"], b["path"])).max()
     if bits <= MAX_BITS and metres <= MAX_METRES and told[j]["id"] not in found:
       splits = {told[i].get("split"), told[j].get("split")}
-      name = "leak_duplicate" if len(splits - {None}) == 2 else "duplicate"
+      name = "leak_copy" if len(splits - {None}) == 2 else "copy"
       detail = f"the same as {told[i]['id']}: {bits} of 256 bits of its pictures and {metres * 1000:.1f} mm of its path off"
       detail += f", expected more than {MAX_BITS} or {MAX_METRES * 1000:g} mm"
       found[told[j]["id"]] = findings.whole(name, findings.WARNING, "", told[j]["frames"], detail)
@@ -73,7 +73,7 @@ def leaks(entries) -> list[tuple[str, findings.Finding]]:
   """-> (id of a validation episode, finding): a scene or person of it is trained on too, or the very recording is. "" is unknown."""
   held_out = [e for e in entries if e.get("split") == "validation"]
   train = [e for e in entries if e.get("split") == "train"]
-  found = [(name, finding) for name, finding in duplicates(entries) if finding.name == "leak_duplicate"]
+  found = [(name, finding) for name, finding in copies(entries) if finding.name == "leak_copy"]
   for key in ("scene", "person"):
     first = {}
     for e in train:

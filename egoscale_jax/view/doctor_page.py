@@ -16,6 +16,7 @@ from egoscale_jax.view import draw, episodes
 EPISODES = 12  # that are shown; all are in the table and in the list
 PICTURES = 6  # an episode
 IMAGE_SIZE = 288
+PICTURE_WIDTH = 560  # pixels, of which a page shows 340: sharp on a fine screen too
 COLOURS = {"rejected": "#dc2626", "masked": "#ea580c", "warning": "#ca8a04"}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #18181b; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.2rem; }
@@ -26,12 +27,13 @@ th { font-weight: 600 } td.n, th.n { text-align: right; font-variant-numeric: ta
 td, th { padding: .25rem 1.4rem .25rem 0; text-align: left; border-bottom: 1px solid #e4e4e7 }
 .tag { color: #fff; border-radius: 4px; padding: .05rem .45rem; font-size: .8rem; white-space: nowrap }
 .card { border: 1px solid #e4e4e7; border-radius: 10px; padding: 1rem 1.2rem; margin: 1rem 0 }
-.row { display: grid; grid-template-columns: 12rem 1fr; gap: .8rem; align-items: center; font-size: .85rem; margin: .2rem 0 }
+.row { display: grid; grid-template-columns: 15rem 1fr; gap: .8rem; align-items: center; font-size: .85rem; margin: .2rem 0 }
 .bar { position: relative; height: 14px; background: #f4f4f5; border-radius: 3px; overflow: hidden }
 .bar i { position: absolute; top: 0; bottom: 0; min-width: 3px } .axis { color: #71717a; display: flex; justify-content: space-between }
-.detail { color: #52525b; font-size: .85rem; margin: 0 0 .45rem 12.8rem; overflow-wrap: anywhere }
+.detail { color: #52525b; font-size: .85rem; margin: 0 0 .45rem 15.8rem; overflow-wrap: anywhere }
 .pictures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8px; margin-top: .8rem }
-img { width: 100%; border-radius: 6px; display: block }
+img { width: 100%; border-radius: 6px; display: block } figure { margin: 0 }
+figcaption { font-size: .8rem; color: #52525b; line-height: 1.3 }
 @media (max-width: 640px) { .row, .pictures { grid-template-columns: 1fr } .row { gap: .1rem } .detail { margin-left: 0 } }
 """
 
@@ -161,14 +163,19 @@ def choose(ordered) -> list[tuple[int, str]]:
 def _picture(episode, index, names):
   footage = episodes.footage_of_episode(episode)
   canvas = draw.Canvas.of(_frame(footage, index, episode.image_size))
+  height, width = episode.image_size
+  drawn = False
   for side in range(2):
     pixels = draw.to_pixels(footage.keypoints_Fx2xPx3[index, side], footage.T_world_camera_Fx4x4[index], footage.intrinsics_3x3)
     near = np.abs(pixels) < 1e4  # a keypoint beside the eye projects to where no picture can be drawn
-    canvas.skeleton(np.where(near, pixels, np.nan), draw.SIDE_COLOURS[side])
-  canvas.caption(f"{index / footage.rate_hz:.2f} s, frame {index}: {names}")
+    canvas.skeleton(np.where(near, pixels, np.nan), draw.SIDE_COLOURS[side], width=3)
+    drawn |= bool(((pixels > 0) & (pixels < (width, height))).all(axis=1).any())
+  canvas.image.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
   buffer = io.BytesIO()
-  canvas.image.save(buffer, format="JPEG", quality=82)
-  return f'<img alt="{html.escape(names)}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+  canvas.image.save(buffer, format="JPEG", quality=85)
+  told = html.escape(f"{index / footage.rate_hz:.2f} s, frame {index}: {names}" + ("" if drawn else "; no keypoint in the picture"))
+  image = f'<img alt="{html.escape(names)}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+  return f"<figure>{image}<figcaption>{told}</figcaption></figure>"
 
 
 def _frame(footage, index, image_size):

@@ -37,22 +37,22 @@ def entry(name, episode, **fields):
 
 def test_a_recording_encoded_again_is_the_same_and_others_are_not():
   entries = [entry(str(seed), another(seed)) for seed in range(6)]
-  assert leaks.duplicates(entries) == []
-  ((name, finding),) = leaks.duplicates([*entries, entry("copy", encoded_again(another(3)))])
-  assert (name, finding.name, finding.severity) == ("copy", "duplicate", "warning")
+  assert leaks.copies(entries) == []
+  ((name, finding),) = leaks.copies([*entries, entry("copy", encoded_again(another(3)))])
+  assert (name, finding.name, finding.severity) == ("copy", "copy", "warning")
   assert "the same as 3:" in finding.detail
 
 
 def test_the_same_pictures_with_another_movement_are_no_copy():
   """A robot that repeats a task before the same camera."""
   other = dataclasses.replace(another(1), keypoints_Fx2xPx3=another(2).keypoints_Fx2xPx3)
-  assert leaks.duplicates([entry("a", another(1)), entry("b", other)]) == []
+  assert leaks.copies([entry("a", another(1)), entry("b", other)]) == []
 
 
 def test_a_robot_s_copy_is_found_with_and_without_wrists():
   bare = dataclasses.replace(faults.robot(), T_world_wrist_Fx2x4x4=faults.robot().T_world_wrist_Fx2x4x4 * np.float32(np.nan))
   for robot in (faults.robot(), bare):
-    assert [name for name, _ in leaks.duplicates([entry("a", robot), entry("b", encoded_again(robot))])] == ["b"]
+    assert [name for name, _ in leaks.copies([entry("a", robot), entry("b", encoded_again(robot))])] == ["b"]
 
 
 def test_scenes_persons_and_copies_on_both_sides_are_leaks():
@@ -61,7 +61,7 @@ def test_scenes_persons_and_copies_on_both_sides_are_leaks():
   entries += [entry("c", another(2), split="validation", scene="bath", person="p1"), entry("d", another(3), **train)]
   entries += [entry("e", encoded_again(another(3)), split="validation", scene="hall", person="")]
   found = leaks.leaks(entries)
-  assert [(name, f.name) for name, f in found] == [("e", "leak_duplicate"), ("b", "leak_scene"), ("c", "leak_person")]
+  assert [(name, f.name) for name, f in found] == [("e", "leak_copy"), ("b", "leak_scene"), ("c", "leak_person")]
   assert found[1][1].detail == "its scene kitchen is trained on too, in a: expected none of it in the train split"
 
 
@@ -75,7 +75,7 @@ def test_many_episodes_of_one_picture_are_compared_in_no_time():
   """What nearly all share tells nothing: the number of comparisons stays bounded."""
   one = leaks.fingerprint(another(0))
   entries = [{"id": str(i), "frames": 9, "fingerprint": one | {"path": [float(i)] * 48}} for i in range(3000)]
-  assert leaks.duplicates(entries) == []
+  assert leaks.copies(entries) == []
 
 
 def test_examine_tells_findings_with_times_copies_and_exclusions():
@@ -87,7 +87,7 @@ def test_examine_tells_findings_with_times_copies_and_exclusions():
   told = {e["id"]: {f["name"]: f for f in e["findings"]} for e in found["episodes"]}
   assert {name: set(f) for name, f in told.items()} == {
     "a": set(),
-    "b": {"duplicate"},
+    "b": {"copy"},
     "c": {"missing"},
     "d": {"too_short", "no_hand"},
     "e": set(),

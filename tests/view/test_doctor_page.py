@@ -74,9 +74,11 @@ def test_a_bar_shows_where_the_finding_lies(page):
 def test_pictures_show_the_findings_frames(page):
   pictures = re.findall(r'alt="([^"]*)" src="data:image/jpeg;base64,([^"]*)"', page)
   assert 6 <= len(pictures) <= 18
+  assert "no keypoint in the picture" in page[page.index("<h3>b</h3>") : page.index("<h3>c</h3>")]  # its camera is nowhere
+  assert "no keypoint in the picture" not in page[page.index("<h3>c</h3>") :]
   assert any("missing left" in names for names, _ in pictures)
   for _, data in pictures:
-    assert simplejpeg.decode_jpeg(base64.b64decode(data)).shape[1] >= 320
+    assert simplejpeg.decode_jpeg(base64.b64decode(data)).shape[1] >= 320  # large enough to see fingers
 
 
 def test_pictures_are_of_every_finding_and_few():
