@@ -1,8 +1,10 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 import recordings
+from conftest import ROOT
 
 from egoscale_jax.data import check_hand, doctor, schema
 
@@ -148,3 +150,12 @@ def test_poses_from_a_camera_that_nobody_tracked_make_no_labels():
   valid, findings = doctor.check(recordings.episode(frame=schema.Frame.CAMERA))
   assert not valid.any()
   assert (only(findings).name, only(findings).severity) == ("moving_frame", "rejected")
+
+
+def test_the_document_tells_every_finding():
+  told = (ROOT / "docs" / "doctor.md").read_text()
+  names = set()
+  for path in (ROOT / "egoscale_jax" / "data").glob("*.py"):
+    names |= set(re.findall(r'(?:masked|warned|rejected|whole|told)\(\s*"(\w+)"', path.read_text()))
+  assert len(names) > 40
+  assert [name for name in sorted(names) if name not in told] == []
