@@ -26,7 +26,6 @@ OPTIONAL = (keypoints.NAMES.index("thumb_cmc"),)
 def check(points_FxPx3, confidence_FxP, T_world_camera_Fx4x4, side, rate_hz):
   """-> valid [F] of one hand and findings. A length is judged on the frames alone that passed what comes before, a
   shape also where the hand jumps: it may be the other hand that it jumps to."""
-  points_FxPx3 = np.where(np.isfinite(points_FxPx3), points_FxPx3, np.float32(np.nan))  # infinite is no place
   here = [p for p in range(len(keypoints.NAMES)) if p not in absent(points_FxPx3)]
   finite_FxP = np.isfinite(points_FxPx3[:, here]).all(axis=2)
   missing_F, lost_F = ~finite_FxP.any(axis=1), ~finite_FxP.all(axis=1)

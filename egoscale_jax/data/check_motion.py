@@ -10,7 +10,13 @@ MAX_WRIST_SPEED = 9.0  # m/s, 0.30 m a frame at 30 Hz (published); a wrist does 
 # A head turns at up to 12 rad/s at will, and at 1.1 in the real samples; a wrist turns at up to 30 rad/s, at 5.5 in the real samples.
 MAX_CAMERA_SPIN = 20.0  # rad/s, 38 degrees a frame at 30 Hz
 MAX_WRIST_SPIN = 45.0  # rad/s, 86 degrees a frame at 30 Hz; at 14 Hz and below no turn is so fast, for none is longer than pi
+MAX_SIZE = 1e6  # metres, pixels, a joint in whatever unit
 MAX_SHEAR = 0.01  # of a rotation: how far R R^T is from one; float32 and a reader's arithmetic stay below 1e-5
+
+
+def sane(array) -> np.ndarray:
+  """The same in float64, NaN where it is infinite or beyond MAX_SIZE: no place, and an overflow for whoever computes with it."""
+  return np.where(np.abs(array) < MAX_SIZE, array, np.nan).astype(np.float64)
 
 
 def jumps(position_Fx3, rate_hz, limit):

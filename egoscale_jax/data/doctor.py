@@ -4,14 +4,35 @@
 repaired. The checks themselves are in check_*.py, those across episodes in leaks.py, those of the retargeting in labels.py.
 """
 
+import dataclasses
+
 import numpy as np
 
-from egoscale_jax.data import check_camera, check_clock, check_hand, check_idle, check_pair, check_pictures, check_robot, check_text, schema
+from egoscale_jax.data import (
+  check_camera,
+  check_clock,
+  check_hand,
+  check_idle,
+  check_motion,
+  check_pair,
+  check_pictures,
+  check_robot,
+  check_text,
+  schema,
+)
 from egoscale_jax.data import findings as findings_lib
 from egoscale_jax.data.findings import Finding
 from egoscale_jax.hands import keypoints
 
 MIN_VALID_SECONDS = 0.5  # of one hand, together
+_METRIC = (
+  "keypoints_Fx2xPx3",
+  "T_world_camera_CxFx4x4",
+  "intrinsics_Cx3x3",
+  "T_world_wrist_Fx2x4x4",
+  "joints_Fx2xJ",
+  "joint_targets_Fx2xJ",
+)
 
 
 def check(episode: schema.Episode) -> tuple[np.ndarray, list[Finding]]:
@@ -20,6 +41,7 @@ def check(episode: schema.Episode) -> tuple[np.ndarray, list[Finding]]:
   if episode.frame is schema.Frame.CAMERA:
     detail = "poses are seen from a camera whose own motion nobody knows, expected poses in a frame that stands still"
     return invalid_Fx2, [findings_lib.rejected("moving_frame", episode.num_frames, episode.num_frames, detail)]
+  episode = dataclasses.replace(episode, **{name: check_motion.sane(getattr(episode, name)) for name in _METRIC})
   found = check_text.check(episode)
   if any(finding.name == "rate" for finding in found):
     return invalid_Fx2, found  # no speed would mean anything
@@ -29,7 +51,9 @@ def check(episode: schema.Episode) -> tuple[np.ndarray, list[Finding]]:
   found = more + found + of_pictures + check_idle.check(episode, grey_FxYxX)
   if episode.embodiment == schema.HUMAN:
     found += check_clock.check(episode, grey_FxYxX)
-  return valid_Fx2, found + check_valid(valid_Fx2, episode.rate_hz)
+  if not any(finding.name == "too_short" for finding in found):  # which says it already
+    found += check_valid(valid_Fx2, episode.rate_hz)
+  return valid_Fx2, found
 
 
 def check_valid(valid_Fx2, rate_hz) -> list[Finding]:
@@ -39,16 +63,15 @@ def check_valid(valid_Fx2, rate_hz) -> list[Finding]:
     return []
   seconds = " and ".join(f"{side} {count / rate_hz:.2f} s" for side, count in zip(keypoints.SIDES, count_2))
   detail = f"valid {seconds}, expected one of the hands for {MIN_VALID_SECONDS} s"
-  return [findings_lib.rejected("no_hand", int((~valid_Fx2.any(axis=1)).sum()), len(valid_Fx2), detail)]
+  return [findings_lib.rejected("no_hand", len(valid_Fx2) - int(count_2.max()), len(valid_Fx2), detail)]
 
 
 def _check_human(episode):
   camera_F, found = check_camera.check(episode)
-  pose_Fx4x4 = np.where(np.isfinite(episode.T_world_camera_Fx4x4), episode.T_world_camera_Fx4x4, np.float32(np.nan))
   valid_Fx2 = np.zeros((episode.num_frames, 2), bool)
   for i, side in enumerate(keypoints.SIDES):
     hand = episode.keypoints_Fx2xPx3[:, i], episode.confidence_Fx2xP[:, i]
-    valid_Fx2[:, i], more = check_hand.check(*hand, pose_Fx4x4, side, episode.rate_hz)
+    valid_Fx2[:, i], more = check_hand.check(*hand, episode.T_world_camera_Fx4x4, side, episode.rate_hz)
     found += more
   valid_Fx2 &= camera_F[:, None]
   pair_F, more = check_pair.check(episode.keypoints_Fx2xPx3, valid_Fx2)

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 
 from egoscale_jax import geometry
-from egoscale_jax.data import check_pictures, findings, schema
+from egoscale_jax.data import check_motion, check_pictures, findings, schema
 from egoscale_jax.hands import keypoints
 
 PICTURES, TIMES = 4, 8  # spread over the episode: pictures that are hashed, and times at which the wrists' places are kept
@@ -33,13 +33,13 @@ def _path(episode):
   """Places of both wrists, a human's seen from the camera, a robot's from its base; 0 where unknown."""
   at = np.linspace(0, episode.num_frames - 1, TIMES).round().astype(int)
   if episode.embodiment == schema.HUMAN:
-    T_camera_world = geometry.se3_inverse(episode.T_world_camera_Fx4x4[at].astype(np.float64))
-    places_Tx2x3 = geometry.transform(T_camera_world, episode.keypoints_Fx2xPx3[at][:, :, keypoints.WRIST])
+    T_camera_world = geometry.se3_inverse(check_motion.sane(episode.T_world_camera_Fx4x4[at]))
+    places_Tx2x3 = geometry.transform(T_camera_world, check_motion.sane(episode.keypoints_Fx2xPx3[at][:, :, keypoints.WRIST]))
   elif episode.has_wrist_Fx2.any():
     places_Tx2x3 = episode.T_world_wrist_Fx2x4x4[at][:, :, :3, 3]
   else:  # a robot of joints alone
     places_Tx2x3 = np.pad(episode.joints_Fx2xJ[at][:, :, :3], ((0, 0), (0, 0), (0, max(0, 3 - episode.joints_Fx2xJ.shape[2]))))
-  known = np.where(np.isfinite(places_Tx2x3), places_Tx2x3, 0).astype(np.float64)
+  known = np.nan_to_num(check_motion.sane(places_Tx2x3))
   return [round(float(x), 4) for x in known.reshape(-1)]
 
 

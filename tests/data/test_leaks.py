@@ -89,7 +89,7 @@ def test_examine_tells_findings_with_times_copies_and_exclusions():
     "a": set(),
     "b": {"copy"},
     "c": {"missing"},
-    "d": {"too_short", "no_hand"},
+    "d": {"too_short"},
     "e": set(),
   }
   assert [told["c"]["missing"][key] for key in ("first_s", "last_s", "spans", "severity")] == [1.0, 1.467, ((30, 44),), "masked"]
