@@ -1,6 +1,7 @@
 import dataclasses
 import re
 
+import faults
 import numpy as np
 import pytest
 import recordings
@@ -157,3 +158,21 @@ def test_the_document_tells_every_finding():
     names |= set(re.findall(r'(?:masked|warned|rejected|whole|told)\(\s*"(\w+)"', path.read_text()))
   assert len(names) > 40
   assert [name for name in sorted(names) if name not in told] == []
+
+
+def test_whatever_the_numbers_are_the_checks_return():
+  """Arrays of NaN, infinity, zeros and huge numbers, pictures of no bytes: findings, and neither a crash nor a warning of numpy's."""
+  rng = np.random.default_rng(0)
+  for _ in range(60):
+    episode = (faults.human(), faults.robot())[rng.integers(2)]
+    changed = {}
+    for name, values in vars(episode).items():
+      if isinstance(values, np.ndarray) and values.size and rng.random() < 0.5:
+        changed[name] = values.copy()
+        at = rng.integers(0, values.size, max(1, int(values.size * rng.choice([1e-3, 0.05, 1.0]))))
+        changed[name].reshape(-1)[at] = rng.choice([np.nan, np.inf, -np.inf, 0, 1e30, -1, 1e-30])
+    jpeg_F = list(episode.jpeg_F)
+    jpeg_F[rng.integers(len(jpeg_F))] = (b"", b"x", jpeg_F[0][:200], jpeg_F[0])[rng.integers(4)]
+    valid, findings = doctor.check(dataclasses.replace(episode, **changed, jpeg_CxF=(tuple(jpeg_F),)))
+    assert valid.shape == (episode.num_frames, 2)
+    assert all(f.count > 0 and 0 <= f.first_frame <= f.last_frame < episode.num_frames for f in findings)

@@ -9,7 +9,7 @@ import recordings
 from faults import ALL, Fault, array, camera, fields, hand
 
 from egoscale_jax import geometry
-from egoscale_jax.data import doctor, schema
+from egoscale_jax.data import check_clock, doctor, schema
 from egoscale_jax.hands import keypoints
 
 POINTS = "keypoints_Fx2xPx3"
@@ -179,10 +179,19 @@ def test_the_lag_is_told_in_frames():
   assert doctor.check(late(1)(faults.human(), ALL))[1] == []  # one frame is what a shutter may be off by
 
 
+@pytest.mark.parametrize("lag", [-2, -1, 0, 1, 2])
+def test_a_lag_of_one_frame_is_let_pass(lag, monkeypatch):
+  """Even where a head shakes so fast that one frame matters; told by shifts without any likeness from frame to frame."""
+  told = np.random.default_rng(0).normal(size=(faults.FRAMES - 1, 2))
+  monkeypatch.setattr(check_clock, "predicted", lambda episode, scale: told)
+  monkeypatch.setattr(check_clock, "shifts", lambda grey_FxYxX: np.roll(told, lag, axis=0))
+  found = check_clock.check(faults.human(), np.zeros((faults.FRAMES, 32, 32), np.float32))
+  assert [f.name for f in found] == (["clock_lag"] if abs(lag) == 2 else [])
+
+
 def test_swaps_of_any_length_mask_the_fewer_frames():
   rng = np.random.default_rng(5)
-  for _ in range(5):
-    first, last = np.sort(rng.choice(np.arange(2, faults.FRAMES - 2), 2, replace=False))
+  for first, last in [(5, 80), *(np.sort(rng.choice(np.arange(2, faults.FRAMES - 2), 2, replace=False)) for _ in range(4))]:
     points = faults.human().keypoints_Fx2xPx3.copy()
     points[first:last] = points[first:last, ::-1]
     finding = next(f for f in doctor.check(dataclasses.replace(faults.human(), keypoints_Fx2xPx3=points))[1] if f.name == "swapped")
