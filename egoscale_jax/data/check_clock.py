@@ -28,10 +28,13 @@ def check(episode, grey_FxYxX) -> list[findings.Finding]:
   known = np.isfinite(episode.T_world_camera_Fx4x4).all() and np.isfinite(episode.intrinsics_3x3).all()
   if not known or num_frames < max(MIN_SECONDS * episode.rate_hz, 3 * max_lag) or min(grey_FxYxX.shape[1:]) < 16:
     return []
+  told_Sx2 = predicted(episode, grey_FxYxX.shape[1] / episode.image_size[0])
+  told = _size(told_Sx2)
+  if STILL_SHIFT <= told < MIN_SHIFT:
+    return []
   quarter_4xSx2 = np.stack([shifts(quarter) for quarter in quarters(grey_FxYxX)])
   seen_Sx2 = np.median(quarter_4xSx2, axis=0)
-  told_Sx2 = predicted(episode, grey_FxYxX.shape[1] / episode.image_size[0])
-  seen, told = (float(np.sqrt((x**2).mean())) for x in (seen_Sx2, told_Sx2))
+  seen = _size(seen_Sx2)
   if told < STILL_SHIFT and seen > MIN_SHIFT:
     agreement = np.median([likeness(quarter_4xSx2[i], quarter_4xSx2[j], 0) for i in range(4) for j in range(i)])
     if agreement > MIN_AGREEMENT:
@@ -55,6 +58,11 @@ def check(episode, grey_FxYxX) -> list[findings.Finding]:
   return []
 
 
+def _size(shift_Sx2):
+  """Root mean square."""
+  return float(np.sqrt((shift_Sx2**2).mean()))
+
+
 def quarters(grey_FxYxX):
   height, width = grey_FxYxX.shape[1] // 2, grey_FxYxX.shape[2] // 2
   return [grey_FxYxX[:, y, x] for y in (slice(height), slice(-height, None)) for x in (slice(width), slice(-width, None))]
@@ -63,12 +71,14 @@ def quarters(grey_FxYxX):
 def shifts(grey_FxYxX) -> np.ndarray:
   """How what is seen moves from a picture to the next, (x, y) in pixels [F - 1, 2], by phase correlation, the peak fitted."""
   count, height, width = grey_FxYxX.shape
-  window = np.hanning(height + 2)[1:-1, None] * np.hanning(width + 2)[1:-1]
+  window = (np.hanning(height + 2)[1:-1, None] * np.hanning(width + 2)[1:-1]).astype(np.float32)
   spectrum = np.fft.rfft2((grey_FxYxX - grey_FxYxX.mean(axis=(1, 2), keepdims=True)) * window)
   cross = spectrum[:-1].conj() * spectrum[1:]
   size = np.abs(cross)
   cross /= size + 1e-3 * size.mean() + 1e-9
-  smooth = np.exp(-20 * (np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width) ** 2))  # a peak some pixels wide, for the fit
+  smooth = np.exp(-20 * (np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width) ** 2)).astype(
+    np.float32
+  )  # a peak some pixels wide, for the fit
   peak_Sxyxx = np.fft.irfft2(cross * smooth, s=(height, width))
   y, x = np.divmod(peak_Sxyxx.reshape(count - 1, -1).argmax(axis=1), width)
   at = lambda dy, dx: peak_Sxyxx[np.arange(count - 1), (y + dy) % height, (x + dx) % width]  # noqa: E731

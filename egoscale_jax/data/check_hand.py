@@ -26,7 +26,8 @@ OPTIONAL = (keypoints.NAMES.index("thumb_cmc"),)
 def check(points_FxPx3, confidence_FxP, T_world_camera_Fx4x4, side, rate_hz):
   """-> valid [F] of one hand and findings. A length is judged on the frames alone that passed what comes before, a
   shape also where the hand jumps: it may be the other hand that it jumps to."""
-  here = [p for p in range(len(keypoints.NAMES)) if p not in absent(points_FxPx3)]
+  never = absent(points_FxPx3)
+  here = [p for p in range(len(keypoints.NAMES)) if p not in never]
   finite_FxP = np.isfinite(points_FxPx3[:, here]).all(axis=2)
   missing_F, lost_F = ~finite_FxP.any(axis=1), ~finite_FxP.all(axis=1)
   detail = "the hand is absent from the whole episode" if missing_F.all() else "the hand is absent"

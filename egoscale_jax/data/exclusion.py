@@ -1,8 +1,8 @@
 """`egoscale doctor`: recordings of a source are read and checked, and a list of what is wrong is written, which `prepare --exclude` reads.
 
-The file: {version, source, input, episodes: [{id, status, error, frames, seconds, findings: [{name, severity, side, count, first_frame,
-last_frame, first_s, last_s, spans: [[first, last frame]], detail}]}], exclude: [id]}. `exclude` holds those that cannot be read or that
-the checks reject; a person may add to it and take away.
+The file: {version, source, input, episodes: [{id, status, error, frames, seconds, rate_hz, fingerprint, findings: [{name, severity, side,
+count, first_frame, last_frame, first_s, last_s, spans: [[first, last frame]], detail}]}], exclude: [id]}. `exclude` holds those that cannot
+be read or that the checks reject; a person may add to it and take away.
 """
 
 import dataclasses

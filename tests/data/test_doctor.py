@@ -7,7 +7,7 @@ import pytest
 import recordings
 from conftest import ROOT
 
-from egoscale_jax.data import check_hand, doctor, schema
+from egoscale_jax.data import check_hand, doctor, manifest, schema
 
 
 def change_points(episode, where, value):
@@ -176,3 +176,11 @@ def test_whatever_the_numbers_are_the_checks_return():
     valid, findings = doctor.check(dataclasses.replace(episode, **changed, jpeg_CxF=(tuple(jpeg_F),)))
     assert valid.shape == (episode.num_frames, 2)
     assert all(f.count > 0 and 0 <= f.first_frame <= f.last_frame < episode.num_frames for f in findings)
+
+
+def test_a_warning_counts_no_masked_frames():
+  episode = recordings.episode(text="")
+  entry = manifest.entry(schema.Recording("a", ("a.hdf5",)), episode, findings=doctor.check(episode)[1])
+  assert [(f["name"], f["severity"]) for f in entry["findings"]] == [("no_text", "warning")]
+  assert entry["status"] == manifest.KEPT
+  assert manifest.totals([entry], {})["masked"] == {}
