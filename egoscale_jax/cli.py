@@ -33,11 +33,17 @@ def _source(name):
 def doctor(arguments):
   from egoscale_jax.data import exclusion
 
-  found = exclusion.examine(_source(arguments.source), arguments.input, arguments.workers, columns=arguments.columns)
+  source = _source(arguments.source)
+  found = exclusion.examine(source, arguments.input, arguments.workers, columns=arguments.columns, hand_name=arguments.hand)
   print("\n".join(exclusion.lines(found)))
   if arguments.output:
     exclusion.save(found, arguments.output)
     print(f"wrote {arguments.output}")
+  if arguments.html:
+    from egoscale_jax.view import doctor_page
+
+    doctor_page.write(found, source, arguments.columns, arguments.html)
+    print(f"wrote {arguments.html}")
 
 
 def prepare(arguments):
@@ -162,6 +168,8 @@ def _parser():
   )
   recordings(sub)
   sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
+  sub.add_argument("--html", metavar="FILE", help="the page to write: a table of the findings, and pictures of the worst episodes")
+  sub.add_argument("--hand", metavar="NAME", help="retarget humans to this hand too, for the findings of the labels (slower)")
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
 
   sub = verb(

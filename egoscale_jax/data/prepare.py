@@ -47,7 +47,9 @@ class Summary:
 
   def _named_findings(self) -> list[str]:
     """One line a masked finding of an episode, the first of them; all are in the manifest."""
-    rows = [(e["id"], f) for e in self.manifest["episodes"] if e["status"] == manifest.KEPT for f in e["findings"]]
+    rows = [
+      (e["id"], f) for e in self.manifest["episodes"] if e["status"] == manifest.KEPT for f in e["findings"] if f["severity"] == "masked"
+    ]
     lines = [f"  {name}: {f['name']} {f['side']}, {f['count']} frames from {f['first_frame']}: {f['detail']}" for name, f in rows[:NAMED]]
     return lines + ([f"  ... and {len(rows) - NAMED} more, see {manifest.FILE}"] if len(rows) > NAMED else [])
 

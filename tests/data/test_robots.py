@@ -71,9 +71,15 @@ def test_faults_of_a_robot_are_named_and_masked(episode):
   assert result.joints_Fx2xJ[16, 0, 1] == targets[16, 0, 1]
 
 
-def test_without_wrist_poses_there_is_no_label(episode):
-  blind = dataclasses.replace(episode, T_world_wrist_Fx2x4x4=schema.missing(20, 2, 4, 4), frame=schema.Frame.NONE)
-  assert [(f.name, f.severity) for f in doctor.check(blind)[1]] == [("no_wrist", "rejected")]
+def test_without_wrist_poses_a_hand_is_valid_where_its_joints_are(episode):
+  joints = episode.joints_Fx2xJ.copy()
+  joints[4, 0] = np.nan
+  nothing = {"T_world_wrist_Fx2x4x4": schema.missing(20, 2, 4, 4), "joint_targets_Fx2xJ": schema.missing(*joints.shape)}
+  blind = dataclasses.replace(episode, frame=schema.Frame.NONE, joints_Fx2xJ=joints, **nothing)
+  valid, findings = doctor.check(blind)
+  assert [(f.name, f.severity, f.count) for f in findings] == [("no_wrist", "warning", 20), ("joints_not_finite", "masked", 1)]
+  assert np.flatnonzero(~valid[:, 0]).tolist() == [4]
+  assert not valid[:, 1].any()
 
 
 def test_robot_episodes_reach_the_shards(prepared):
