@@ -1,7 +1,6 @@
 """Mixtures of real folders: weights, the table, aligned pairs, and the same global batch whatever makes it."""
 
 import collections
-import dataclasses
 import itertools
 import types
 
@@ -12,8 +11,8 @@ import recordings
 import robots
 import tiny
 
-from egoscale_jax.data import manifest, mixture, pipeline, prepare, schema, shards, slots, tokenizer
-from egoscale_jax.data.sources import lerobot, video
+from egoscale_jax.data import manifest, mixture, pipeline, prepare, schema, slots, tokenizer
+from egoscale_jax.data.sources import lerobot
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import retarget
 
@@ -34,15 +33,14 @@ def folders(tmp_path_factory):
     for i, frames in enumerate(lengths):
       name = f"{text[:5].strip()}/{i}"
       episode = recordings.episode(frames, i, name, scene=name, text=text)
-      pictures = tuple(video.encode(np.full((36, 64, 3), 5 * i + f, np.uint8)) for f in range(frames))
-      episodes[schema.Recording(name, (f"{name}.hdf5",))] = dataclasses.replace(episode, jpeg_CxF=(pictures,), image_size_C=((36, 64),))
+      episodes[schema.Recording(name, (f"{name}.hdf5",))] = episode
   patch = pytest.MonkeyPatch()
   patch.setattr(retarget, "retarget", still)
-  patch.setattr("egoscale_jax.hands.hand.load", lambda name, side: types.SimpleNamespace(joint_names=("grip_0", "grip_1"), num_joints=2))
+  patch.setattr("egoscale_jax.hands.hand.load", lambda *_: types.SimpleNamespace(joint_names=("grip_0", "grip_1"), num_joints=2))
   prepare.labeller.load_hands.cache_clear()
   prepare.prepare(recordings.Cached(episodes), folder, folder / "human", "testbot", validation=0.0)
   patch.undo()
-  prepare.labeller.load_hands.cache_clear()
+  prepare.labeller.load_hands.cache_clear()  # no other test may find the hand of this one
   robots.write_v3(folder / "robots")
   prepare.prepare(lerobot, folder / "robots", folder / "robot", image_size=64, validation=0.0)
   return folder
