@@ -15,7 +15,7 @@ import numpy as np
 
 from egoscale_jax import geometry
 from egoscale_jax.data import actions, examples, manifest, mixture, shards
-from egoscale_jax.models import flow, vla
+from egoscale_jax.models import augment, flow, vla
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Validation:
   def _sample_batch(self, params, batch, key_B):
     """-> samples [draws, B, T, A] and the flow loss [B] of the same noise, both normalised."""
     c, draws = self.model.config, self.config.validation.draws
+    batch = augment.centred(batch, self.config.augment)
     features = self.model.apply({"params": params}, batch, method=vla.VLA.features)
     action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
 
