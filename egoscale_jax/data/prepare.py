@@ -235,4 +235,7 @@ def _reading(part) -> str:
 def _sha256(path) -> str:
   if not path:
     return ""
-  return shards.checksum(path)["sha256"]
+  try:
+    return shards.checksum(path)["sha256"]
+  except OSError as error:
+    raise UserError(f"--columns={path}: cannot be read: {error.strerror or error}") from error
