@@ -8,21 +8,23 @@ import tiny
 from egoscale_jax import geometry
 from egoscale_jax.data import actions, statistics
 from egoscale_jax.data import shards as shards_lib
+from egoscale_jax.evaluate import points as points_lib
 from egoscale_jax.evaluate import validation
 from egoscale_jax.train import run as run_lib
 
 
 def test_points_are_even_fixed_and_labelled(shards):
-  source = shards_lib.open_split(shards, "train")
-  points = validation.fixed_points([source], episodes=3, times=5, horizon=4, stride=2)
-  assert points == validation.fixed_points([source], episodes=3, times=5, horizon=4, stride=2)
+  data = points_lib.HeldOut(shards, "train")
+  points = points_lib.fixed_points([data], episodes=3, times=5, horizon=4, stride=2)
+  assert points == points_lib.fixed_points([data], episodes=3, times=5, horizon=4, stride=2)
   assert len({point.episode for point in points}) == 3
   assert len(points) == 15
   for point in points:
-    clip = source[point.record]
-    assert clip.episode == point.episode
-    assert clip.start + point.image * clip.stride == point.time
-    assert (clip.valid_Fx2[point.image] & clip.valid_Fx2[point.image + 2 : point.image + 9 : 2].any(axis=0)).any()
+    window = data.window(point)
+    assert window.clip.episode == point.episode
+    assert window.clip.start + window.frame == point.time
+    valid_Fx2, frame = window.clip.valid_Fx2, window.frame
+    assert (valid_Fx2[frame] & valid_Fx2[frame + 2 : frame + 9 : 2].any(axis=0)).any()
   times = [point.time for point in points if point.episode == points[0].episode]
   assert np.ptp(np.diff(times)) <= 1
   assert times[0] == 0
@@ -98,8 +100,11 @@ def test_no_validation_split_is_no_points(opened, shards, tmp_path):
 
   run, params, _ = opened
   shutil.copytree(shards, tmp_path / "one")
+  index = shards_lib.load_index(tmp_path / "one")
+  index["split"] = 0
+  shards_lib.save_index(index, tmp_path / "one")
   data = json.loads((tmp_path / "one" / "manifest.json").read_text())
-  data["totals"]["clips"].pop("validation")
+  data["index_sha256"] = shards_lib.checksum(shards_lib.index_path(tmp_path / "one"))["sha256"]
   (tmp_path / "one" / "manifest.json").write_text(json.dumps(data))
   held_out = validation.Validation(tiny.config(tmp_path / "one"), run.prompt, run.model, run.statistics)
   assert held_out.run(params) == {"points": 0}
