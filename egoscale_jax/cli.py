@@ -33,6 +33,11 @@ def _source(name):
 def doctor(arguments):
   from egoscale_jax.data import exclusion
 
+  if arguments.shards:
+    _doctor_shards(arguments)
+    return
+  if not (arguments.source and arguments.input):
+    raise UserError("--source and --input: found one of them or none, expected both, or --shards")
   source = _source(arguments.source)
   found = exclusion.examine(source, arguments.input, arguments.workers, columns=arguments.columns, hand_name=arguments.hand)
   print("\n".join(exclusion.lines(found)))
@@ -44,6 +49,18 @@ def doctor(arguments):
 
     doctor_page.write(found, source, arguments.columns, arguments.html)
     print(f"wrote {arguments.html}")
+
+
+def _doctor_shards(arguments):
+  from egoscale_jax.data import verify
+
+  if arguments.source or arguments.input:
+    raise UserError(f"--shards={arguments.shards}: found --source or --input too, expected either")
+  found = verify.verify(arguments.shards)
+  if found:
+    print("\n".join(found))
+    raise UserError(f"{arguments.shards}: {len(found)} findings")
+  print(f"{arguments.shards}: every file is as it was written")
 
 
 def prepare(arguments):
@@ -151,9 +168,9 @@ def _parser():
     sub.set_defaults(function=function)
     return sub
 
-  def recordings(sub):
-    sub.add_argument("--source", required=True, choices=SOURCES, help="the format of the recordings")
-    sub.add_argument("--input", required=True, metavar="DIR", help="folder of recordings")
+  def recordings(sub, required=True):
+    sub.add_argument("--source", required=required, choices=SOURCES, help="the format of the recordings")
+    sub.add_argument("--input", required=required, metavar="DIR", help="folder of recordings")
     sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
 
   sub = verb(simulate, "Write simulated recordings in EgoDex's format.", "egoscale simulate --output=recordings --episodes=20")
@@ -166,7 +183,8 @@ def _parser():
   sub = verb(
     doctor, "Check recordings, and list those to leave out.", "egoscale doctor --source=egodex --input=recordings --output=doctor.json"
   )
-  recordings(sub)
+  recordings(sub, required=False)
+  sub.add_argument("--shards", metavar="DIR", help="in place of --source and --input: is a folder of `egoscale prepare` whole")
   sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
   sub.add_argument("--html", metavar="FILE", help="the page to write: a table of the findings, and pictures of the worst episodes")
   sub.add_argument("--hand", metavar="NAME", help="retarget humans to this hand too, for the findings of the labels (slower)")

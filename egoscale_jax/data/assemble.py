@@ -3,6 +3,7 @@
 Everything here is written anew when parts are added, the manifest last; the parts' files are only read.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -13,6 +14,7 @@ from egoscale_jax.data import builder, clips, labeller, manifest, shards, split,
 from egoscale_jax.errors import UserError
 
 STATISTICS = "statistics.json"
+_REJECTED = f"rejected.{manifest.FILE}"
 _GROUP = 16  # parts: a state is up to 100 MB, whatever it holds
 
 
@@ -20,14 +22,19 @@ def assemble(output_dir, settings: builder.Settings, parts: int, excluded, head:
   """-> the manifest, which is written; UserError where no episode is usable. excluded: ids to leave out, although the files have them."""
   contents = [builder.load(output_dir, number) for number in range(parts)]
   entries = [entry | {"part": number} for number, content in enumerate(contents) for entry in content["entries"]]
-  _restore_split(entries, output_dir, excluded)
+  before = manifest.load_earlier(output_dir)
+  _restore_split(entries, before, excluded)
   notes = split.assign(entries, settings.validation, settings.seed)
+  if before and (before["parts"], before["excluded"]) == (parts, head["excluded"]):
+    notes = before["notes"]  # of the draw, which was then
   kept = [e for e in entries if e["status"] == manifest.KEPT]
-  if not any(e["split"] in shards.SPLITS for e in kept):
+  if not any(e["split"] == shards.TRAIN for e in kept):
     raise _nothing_usable(head, entries, output_dir)
   twentieth = split.twentieths(entries, settings.seed)
   embodiments = sorted({e["embodiment"] for e in kept})
-  sketches = _statistics(output_dir, settings, contents, kept, num_workers)
+  sketches, table = _statistics(output_dir, settings, contents, kept, before, num_workers)
+  manifest.set_aside(output_dir)
+  table.save(os.path.join(output_dir, STATISTICS))
   licence = "; ".join(sorted({e["licence"] for e in kept}))
   for kind in (shards.CLIPS, shards.EPISODES):
     files = [content["files"][os.path.relpath(kind.path(output_dir, n), output_dir)] for n, content in enumerate(contents)]
@@ -46,18 +53,25 @@ def assemble(output_dir, settings: builder.Settings, parts: int, excluded, head:
     "notes": notes,
   }
   manifest.save(content, output_dir)
+  _remove_old(output_dir, {told["file"] for told in sketches.values()})
   return manifest.load(output_dir)
 
 
-def _restore_split(entries, output_dir, excluded):
+def _remove_old(output_dir, current):
+  """What only the manifest before named."""
+  old = [os.path.join("statistics", name) for name in os.listdir(os.path.join(output_dir, "statistics"))]
+  for name in [name for name in old if name not in current] + [manifest.BEFORE, _REJECTED]:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(os.path.join(output_dir, name))
+
+
+def _restore_split(entries, before, excluded):
   """What an earlier manifest drew stays drawn; what is excluded now is in no split."""
-  earlier = {}
-  if os.path.isfile(os.path.join(output_dir, manifest.FILE)):
-    earlier = {e["id"]: e["split"] for e in manifest.load(output_dir)["episodes"]}
+  earlier = {e["id"]: e["split"] for e in before["episodes"]} if before else {}
   for e in entries:
     if e["status"] == manifest.KEPT:
-      before = earlier.get(e["id"])
-      e["split"] = manifest.EXCLUDED if e["id"] in excluded else before if before in shards.SPLITS else None
+      drawn = earlier.get(e["id"])
+      e["split"] = manifest.EXCLUDED if e["id"] in excluded else drawn if drawn in shards.SPLITS else None
 
 
 def _index(kept, twentieth, embodiments) -> np.ndarray:
@@ -79,12 +93,12 @@ class _Group:
   parts: dict[int, list[tuple[str, str | None]]]  # of each, in the order of its records: an episode's id, and its embodiment if it counts
 
 
-def _statistics(output_dir, settings, contents, kept, num_workers) -> dict[str, dict]:
-  """Of the training episodes, one state an embodiment and the table of all together -> {embodiment: {file, sha256}}.
+def _statistics(output_dir, settings, contents, kept, before, num_workers) -> tuple[dict[str, dict], statistics.Statistics]:
+  """Of the training episodes, one state an embodiment -> {embodiment: {file, sha256}}, and the table of all together.
 
   Episodes that are in the state of an earlier manifest are not read again, unless one of them is no training episode any more.
   """
-  merged, counted = _earlier(output_dir, {e["id"] for e in kept if e["split"] == shards.TRAIN})
+  merged, counted = _earlier(output_dir, before, {e["id"] for e in kept if e["split"] == shards.TRAIN})
   wanted = {e["id"]: e["embodiment"] for e in kept if e["split"] == shards.TRAIN and e["id"] not in counted}
   groups = []
   for first in range(0, len(contents), _GROUP):
@@ -112,20 +126,15 @@ def _statistics(output_dir, settings, contents, kept, num_workers) -> dict[str, 
     path = os.path.join("statistics", f"{number}-{digest[:12]}.statistics")  # a new name, so that the manifest before stays whole
     builder.write_bytes(os.path.join(output_dir, path), data)
     told[name] = {"file": path, "sha256": digest}
-  table = statistics.merged([merged[name] for name in sorted(merged)])
-  table.save(os.path.join(output_dir, STATISTICS))
   for e in kept:
     e["counted"] = e["split"] == shards.TRAIN
-  return told
+  return told, statistics.merged([merged[name] for name in sorted(merged)])
 
 
-def _earlier(output_dir, train):
+def _earlier(output_dir, before, train):
   """-> the states of the manifest before and the ids of the episodes in them; neither, where one of these is not in `train`."""
-  if not os.path.isfile(os.path.join(output_dir, manifest.FILE)):
-    return {}, set()
-  before = manifest.load(output_dir)
-  counted = {e["id"] for e in before["episodes"] if e.get("counted")}
-  if not counted <= train:
+  counted = {e["id"] for e in before["episodes"] if e.get("counted")} if before else set()
+  if not counted or not counted <= train:
     return {}, set()
   states = {}
   for name, told in before["statistics"].items():
@@ -158,9 +167,9 @@ def _accumulate(group: _Group) -> dict[str, bytes]:
 
 def _nothing_usable(head, entries, output_dir) -> UserError:
   """Leaves the manifest under another name, so that nobody takes the output for data -> the error that names it."""
-  path = os.path.join(output_dir, f"rejected.{manifest.FILE}")
+  path = os.path.join(output_dir, _REJECTED)
   unread = sum("frames" not in e for e in entries)
-  manifest.save(head | {"episodes": entries, "totals": manifest.totals(entries), "notes": []}, output_dir, f"rejected.{manifest.FILE}")
+  manifest.save(head | {"episodes": entries, "totals": manifest.totals(entries), "notes": []}, output_dir, _REJECTED)
   counts = f"{len(entries)} found, {unread} not readable, {len(entries) - unread} refused by the checks"
   first = next((e["error"] for e in entries if e["error"]), "all are excluded")
   return UserError(f"no usable episode in {head['input']}: {counts}; {path} names each, the first is {first}")

@@ -1,7 +1,7 @@
 """The parts of a build on Apache Beam: DirectRunner here, Dataflow, Flink or Spark with other options; `pip install egoscale_jax[beam]`.
 
 Each part is one element, so a worker that dies costs one part, and what comes out is what local processes write. All workers must see the
-recordings and the output under the same paths: a shared disk, or a bucket that is mounted (launch/dataflow.md).
+recordings and the output under the same paths: a shared disk, or a bucket that is mounted (docs/data.md).
 """
 
 import os

@@ -17,6 +17,7 @@ from egoscale_jax.errors import UserError
 VERSION = 2
 PARTS = "parts"
 MAX_RECORDINGS = 64  # a part; at 256 pixels and ten seconds an episode, a file of about 200 MB
+LEFTOVERS = (".tmp", ".reading", ".error")
 MIN_PARTS = 16  # so that a small set keeps all workers busy to the end
 
 
@@ -68,7 +69,6 @@ def build(part: Part) -> int:
     with writing(part.output_dir):
       content = _build(part)
       write_json(path, {"version": VERSION, **content})
-      os.remove(reading_path(part.output_dir, part.number))
   return part.number
 
 
@@ -82,16 +82,23 @@ def writing(output_dir):
 
 
 def write_json(path, content):
-  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-    json.dump(content, file, indent=1, ensure_ascii=False)
-    file.write("\n")
-  shards.put_in_place(f"{path}.tmp", path)
+  write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_bytes(path, data: bytes):
-  with open(f"{path}.tmp", "wb") as file:
+  unfinished = shards.temporary(path)
+  with open(unfinished, "wb") as file:
     file.write(data)
-  shards.put_in_place(f"{path}.tmp", path)
+  shards.put_in_place(unfinished, path)
+
+
+def sweep(output_dir):
+  """Removes what killed or doubled workers left."""
+  for folder in (".", PARTS, "statistics", *(kind.folder(".") for kind in (shards.CLIPS, shards.EPISODES))):
+    folder = os.path.join(output_dir, folder)
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+      if name.endswith(LEFTOVERS):
+        os.remove(os.path.join(folder, name))
 
 
 def load(output_dir, number: int) -> dict:

@@ -158,13 +158,17 @@ def serialize(record: dict, record_features, numbers) -> bytes:
   typed = {name: np.asarray(record[name], dtype) for name, (dtype, _) in numbers.items()}
   if spec.CLIP_PICTURES in record:
     typed[spec.CLIP_PICTURES] = np.array(record[spec.CLIP_PICTURES], dtype=np.object_)
-  return record_features.serialize_example(record | typed)
+  return example.in_order(record_features.serialize_example(record | typed))
 
 
 def read_clip(data: bytes) -> Clip:
   """ValueError where the bytes are no clip record. The arrays are views of the bytes, and cannot be written."""
   values, arrays = _decode(data, spec.CLIP_NUMBERS, spec.CLIP_TEXTS)
   cameras = tuple(values["cameras"].split(","))
+  pictures = len(cameras) * (1 if values["codec"] == H264 else len(arrays["keypoints"]))
+  rows = {len(arrays[name]) for name in ("T_world_wrist", "joints", "valid", "residual_m")}
+  if len(arrays[spec.CLIP_PICTURES]) != 2 * pictures or len(rows) != 1 or arrays["stride"] < 1:
+    raise ValueError(f"not a record of this version: {len(arrays[spec.CLIP_PICTURES]) // 2} pictures and labels of {sorted(rows)} frames")
   return Clip(
     **values | {"cameras": cameras},
     start=int(arrays["start"]),
@@ -229,6 +233,8 @@ def decode_h264(data, count: int) -> list[np.ndarray]:
   """-> `count` pictures uint8 [Y, X, 3]; ValueError where there are not as many."""
   try:
     with av.open(io.BytesIO(bytes(data))) as container:
+      if not container.streams.video:
+        raise ValueError("a file without a video")
       container.streams.video[0].thread_type = "NONE"
       rgb_N = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
   except av.FFmpegError as error:

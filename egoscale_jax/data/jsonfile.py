@@ -11,11 +11,13 @@ def read(path, version: int, what: str) -> dict:
   path = os.fspath(path)
   if not os.path.isfile(path):
     raise UserError(f"{path}: no such file, expected the {what} that `egoscale prepare` writes")
-  with open(path, encoding="utf-8") as file:
-    try:
+  try:
+    with open(path, encoding="utf-8") as file:
       content = json.load(file)
-    except ValueError as error:
-      raise UserError(f"{path}: not JSON: {error}") from error
+  except ValueError as error:
+    raise UserError(f"{path}: not JSON: {error}") from error
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
   if not isinstance(content, dict) or content.get("version") != version:
     raise UserError(f"{path}: not {what} of version {version}; prepare the data again")
   return content

@@ -16,9 +16,11 @@ from egoscale_jax.data import jsonfile
 from egoscale_jax.errors import UserError
 
 FILE = "manifest.json"
+BEFORE = "before.manifest.json"  # while what it tells of is replaced
 PLAN = "plan.json"  # what a build began with
 VERSION = 2
 KEPT, REJECTED = "kept", "rejected"
+LEAKS = "left out"  # the `split` of an episode that ties a training scene or person to a held-out one
 EXCLUDED = "excluded"  # the `split` of an episode that is in the files and that a later list leaves out
 
 
@@ -41,7 +43,7 @@ def entry(recording, episode=None, labels=None, findings=(), error="") -> dict:
 
 def totals(entries) -> dict:
   """Sums over the entries that are in a split."""
-  kept = [e for e in entries if e["status"] == KEPT and e["split"] is not None and e["split"] != EXCLUDED]
+  kept = [e for e in entries if e["status"] == KEPT and e["split"] not in (None, LEAKS, EXCLUDED)]
   clips = collections.Counter()
   for e in kept:
     clips[e["split"]] += e["clips"]
@@ -74,6 +76,22 @@ def load(output_dir) -> dict:
   """The manifest of prepared data; UserError where there is none, one of another version, or where the data is not whole."""
   check(output_dir)
   return jsonfile.read(os.path.join(output_dir, FILE), VERSION, "manifest")
+
+
+def set_aside(output_dir):
+  """Before the index is replaced: from here on nobody reads the folder, until a new manifest is saved."""
+  path = os.path.join(output_dir, FILE)
+  if os.path.isfile(path):
+    os.replace(path, os.path.join(output_dir, BEFORE))
+
+
+def load_earlier(output_dir) -> dict | None:
+  """The manifest of the build before, also where the one after was stopped in the middle."""
+  for name in (FILE, BEFORE):
+    path = os.path.join(output_dir, name)
+    if os.path.isfile(path):
+      return jsonfile.read(path, VERSION, "manifest")
+  return None
 
 
 def check(output_dir):

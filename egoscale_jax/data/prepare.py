@@ -78,7 +78,9 @@ def prepare(
   run(parts): builds them elsewhere (data/beam.py), in place of `workers` processes here.
   """
   output_dir = os.path.abspath(os.fspath(output_dir))
-  _check_arguments(image_size, validation, stride, images, codec)
+  _check_arguments(workers, image_size, validation, stride, images, codec)
+  hand_name = str(hand_name) if hand_name else None
+  labeller.load_hands(hand_name or labeller.DEFAULT_HAND)  # a wrong name is told before anything is written
   found = find(source, input_dir, columns)
   recordings = [recording for recording in found if recording.id not in exclude]
   read = functools.partial(source.read, image_size=image_size)
@@ -86,7 +88,9 @@ def prepare(
   with _locked(output_dir):
     joints = _joints(output_dir, read, recordings, hand_name)
     settings = builder.Settings(source.SOURCE, _sha256(columns), hand_name, joints, image_size, stride, images, codec, validation, seed)
-    parts = _plan(output_dir, settings, os.fspath(input_dir), recordings, read)
+    with builder.writing(output_dir):
+      builder.sweep(output_dir)
+    parts = _plan(output_dir, settings, os.fspath(input_dir), recordings, frozenset(exclude), read)
     _build(parts, workers, run, len(recordings))
     head = {
       "package": importlib.metadata.version("egoscale_jax"),
@@ -96,6 +100,7 @@ def prepare(
     }
     head |= {"image_size": image_size, "stride": stride, "images": images, "codec": codec, "seed": seed, "validation": validation}
     with builder.writing(output_dir):
+      builder.sweep(output_dir)
       return Summary(output_dir, assemble.assemble(output_dir, settings, len(parts), frozenset(exclude), head, workers))
 
 
@@ -108,9 +113,11 @@ def find(source, input_dir, columns="") -> list[schema.Recording]:
   return source.find(input_dir, columns)
 
 
-def _check_arguments(image_size, validation, stride, images, codec):
+def _check_arguments(num_workers, image_size, validation, stride, images, codec):
   if not 0 <= validation < 1:
     raise UserError(f"validation: found {validation}, expected a share from 0 to below 1")
+  if num_workers < 1:
+    raise UserError(f"workers: found {num_workers}, expected at least 1")
   if image_size < 16:
     raise UserError(f"image_size: found {image_size}, expected at least 16 pixels")
   if not 1 <= stride <= spec.TAIL_FRAMES:
@@ -124,21 +131,25 @@ def _check_arguments(image_size, validation, stride, images, codec):
 @contextlib.contextmanager
 def _locked(output_dir):
   """The folder, for this process alone; one that holds anything else than a build is refused and left as it is."""
-  if os.path.lexists(output_dir) and not (os.path.isdir(output_dir) and (not os.listdir(output_dir) or _is_build(output_dir))):
-    raise UserError(f"{output_dir}: exists and is neither empty nor of `egoscale prepare`; remove it or choose another")
   with contextlib.ExitStack() as stack:
     with builder.writing(output_dir):
+      if os.path.lexists(output_dir) and not _is_build(output_dir):
+        raise UserError(f"{output_dir}: exists and is neither empty nor of `egoscale prepare`; remove it or choose another")
       os.makedirs(os.path.join(output_dir, builder.PARTS), exist_ok=True)
       lock = stack.enter_context(open(os.path.join(output_dir, builder.PARTS, "lock"), "w"))
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(f"{output_dir}: another `egoscale prepare` is writing there") from error
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise UserError(f"{output_dir}: another `egoscale prepare` is writing there") from error
     yield
 
 
 def _is_build(output_dir):
-  return os.path.isdir(os.path.join(output_dir, builder.PARTS))
+  """Or empty, or one that was killed before its plan was there."""
+  if not os.path.isdir(output_dir):
+    return False
+  names = os.listdir(output_dir)
+  return manifest.PLAN in names or all(name.startswith((builder.PARTS, manifest.PLAN)) for name in names)
 
 
 def _joints(output_dir, read, recordings, hand_name) -> labeller.Joints:
@@ -147,7 +158,6 @@ def _joints(output_dir, read, recordings, hand_name) -> labeller.Joints:
   if os.path.isfile(path):
     joints = jsonfile.read(path, builder.VERSION, "plan")["settings"]["joints"]
     return labeller.Joints(joints["hand"], tuple(tuple(names) for names in joints["names"]), joints["first"])
-  hand_name = hand_name or None
   hands = labeller.load_hands(hand_name or labeller.DEFAULT_HAND)
   for recording in recordings:
     try:
@@ -157,14 +167,19 @@ def _joints(output_dir, read, recordings, hand_name) -> labeller.Joints:
   return labeller.Joints(str(hand_name or labeller.DEFAULT_HAND), tuple(h.joint_names for h in hands))
 
 
-def _plan(output_dir, settings, input_dir, recordings, read) -> list[builder.Part]:
-  """The parts of the plan, with those recordings as further parts that it does not have; the plan is written before anything is built."""
+def _plan(output_dir, settings, input_dir, recordings, excluded, read) -> list[builder.Part]:
+  """The parts of the plan, with those recordings as further parts that it does not have; the plan is written before anything is built.
+
+  What is excluded leaves the parts that are not built yet: it may be what killed their worker.
+  """
   path = os.path.join(output_dir, manifest.PLAN)
   planned = []
   if os.path.isfile(path):
     plan = jsonfile.read(path, builder.VERSION, "plan")
     _same_settings(plan["settings"], _plain(settings), output_dir)
-    planned = plan["parts"]
+    for number, part in enumerate(plan["parts"]):
+      done = os.path.exists(builder.json_path(output_dir, number))
+      planned.append(part if done else [recording for recording in part if recording["id"] not in excluded])
   known = {recording["id"]: recording["bytes"] for part in planned for recording in part}
   given = {recording.id: recording for recording in recordings}
   for recording in recordings:
@@ -200,17 +215,12 @@ def _same_settings(old, new, output_dir):
 
 
 def _bytes(recording) -> int:
-  """Size of the first file: what tells two recordings of one id apart, without reading them."""
-  try:
-    return os.path.getsize(recording.files[0])
-  except OSError:
-    return -1
+  """Size of its files: what tells two recordings of one id apart, without reading them. A file that is absent counts nothing."""
+  return sum(os.path.getsize(path) for path in recording.files if os.path.isfile(path))
 
 
 def _build(parts, num_workers, run, recordings):
   pending = [part for part in parts if not os.path.exists(builder.json_path(part.output_dir, part.number))]
-  if num_workers < 1:
-    raise UserError(f"workers: found {num_workers}, expected at least 1")
   with progress.bar(recordings, "prepare", "episode") as bar:
     bar.update(recordings - sum(len(part.recordings) for part in pending))
     if run is not None:

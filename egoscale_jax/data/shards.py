@@ -11,6 +11,7 @@ Files never change once they are there; more data is more files. So train and va
 the index, and so are the nested subsets of the hours. `tfds.data_source("egoscale", data_dir=OUT, split="clips")` opens the files too.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -62,23 +63,37 @@ EPISODES = Kind("egoscale_episodes", "episodes")
 
 
 class Writer:
-  """Writes one file under a temporary name; close() puts it in place, whole."""
+  """Writes one file under a temporary name; close() puts it in place, whole. UserError where the disk is full."""
 
   def __init__(self, path: str):
-    self._path, self._count = path, 0
+    self._path, self._temporary, self._count = path, temporary(path), 0
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    self._writer = array_record_module.ArrayRecordWriter(f"{path}.tmp", _WRITER)
+    self._writer = array_record_module.ArrayRecordWriter(self._temporary, _WRITER)
 
   def write(self, data: bytes):
-    self._writer.write(data)
+    with self._telling():
+      self._writer.write(data)
     self._count += 1
 
   def close(self) -> dict:
     """-> {records, bytes, sha256} of the file."""
-    self._writer.close()
-    told = {"records": self._count} | checksum(f"{self._path}.tmp")
-    put_in_place(f"{self._path}.tmp", self._path)
+    with self._telling():
+      self._writer.close()
+    told = {"records": self._count} | checksum(self._temporary)
+    put_in_place(self._temporary, self._path)
     return told
+
+  @contextlib.contextmanager
+  def _telling(self):
+    try:
+      yield
+    except RuntimeError as error:  # the library's, where it cannot write
+      raise UserError(f"{self._path}: cannot be written: {' '.join(str(error).split())[:200]}") from error
+
+
+def temporary(path: str) -> str:
+  """Another name at every call: a cluster may give one part to two workers, and neither writes into the other's file."""
+  return f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
 
 
 def checksum(path) -> dict:
@@ -86,11 +101,11 @@ def checksum(path) -> dict:
     return {"bytes": os.path.getsize(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def put_in_place(temporary: str, path: str):
+def put_in_place(unfinished: str, path: str):
   """Renames a finished file, on the disk before its name is: after a power failure it is whole or not there."""
-  with open(temporary, "rb") as file:
+  with open(unfinished, "rb") as file:
     os.fsync(file.fileno())
-  os.replace(temporary, path)
+  os.replace(unfinished, path)
 
 
 def write_metadata(output_dir, kind: Kind, features, files: Sequence[dict], licence: str):
@@ -127,9 +142,10 @@ def index_path(output_dir) -> str:
 
 def save_index(rows: np.ndarray, output_dir):
   path = index_path(output_dir)
-  with open(f"{path}.tmp", "wb") as file:
+  unfinished = temporary(path)
+  with open(unfinished, "wb") as file:
     np.save(file, rows)
-  put_in_place(f"{path}.tmp", path)
+  put_in_place(unfinished, path)
 
 
 def load_index(output_dir) -> np.ndarray:
@@ -175,7 +191,10 @@ class Records:
   def __getitem__(self, record: int) -> bytes:
     """ValueError that names the file where it is missing or damaged."""
     try:
-      return self._source[int(record)]
+      data = self._source[int(record)]
+      if not data:  # what the library gives of a file that was cut off
+        raise ValueError("it is empty")
+      return data
     except Exception as error:  # the library raises RuntimeError, ValueError and others for a damaged file
       path = self._paths[int(np.searchsorted(self._ends, record, side="right"))]
       raise ValueError(f"{path}: record {int(record)} cannot be read: {' '.join(str(error).split())[:200]}") from error

@@ -10,7 +10,6 @@ import hashlib
 from egoscale_jax.data import manifest
 from egoscale_jax.data.shards import SPLITS, TRAIN, TWENTIETHS, VALIDATION
 
-LEAKS = "left out"  # the `split` of an entry that would leak
 SUBSETS = (1, 2, 4, 10, 20)  # twentieths, as the paper's 1,000 to 20,000 hours (section 3.3)
 
 
@@ -27,7 +26,7 @@ def _draw(name, seed) -> float:
 def assign(entries: list[dict], validation: float, seed: int) -> list[str]:
   """Fills in `split` of the kept entries that have none -> notes on what was out of the ordinary.
 
-  Where the draw leaves a split of new data empty, the group nearest to it goes there.
+  Where the draw leaves a split of new data empty, the group nearest to it goes there; most of the hours are never held out.
   """
   side = {}  # node -> split, of what was drawn before
   for e in entries:
@@ -73,7 +72,12 @@ def _draw_groups(groups, validation, seed, alone) -> tuple[list[str], list[str]]
   """-> the split of every group by the name of its first scene, and notes. alone: no data was drawn before."""
   names = [group[0]["scene"] for group in groups]
   held_out = {name for name in names if is_validation(name, validation, seed)}
-  notes, nearest = [], sorted(names, key=lambda name: (_draw(name, seed), name))
+  seconds = {name: sum(e["seconds"] for e in group) for name, group in zip(names, groups)}
+  most = [name for name in names if 2 * seconds[name] > sum(seconds.values())] if alone and len(names) > 1 else []
+  notes, nearest = [], sorted(set(names) - set(most), key=lambda name: (_draw(name, seed), name))
+  if held_out & set(most):
+    held_out -= set(most)
+    notes.append(f"{most[0]} and what is tied to it fell to validation, and is more than half of the hours: it was put to train")
   if not alone or not names:
     pass
   elif len(names) == 1:
@@ -96,7 +100,7 @@ def _untie(group, side) -> list[str]:
   for e in group:
     told = {side[node] for node in _nodes(e) if node in side}
     if len(told) == 2:
-      e["split"] = LEAKS
+      e["split"] = manifest.LEAKS
       notes.append(f"{e['id']}: left out: it ties a training scene or person to a held-out one ({e['scene']}, {e['person']})")
       continue
     e["split"] = next(iter(told), TRAIN)

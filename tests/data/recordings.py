@@ -117,6 +117,29 @@ def episode(frames=40, seed=0, name="pour/0", scene="kitchen", **fields):
   return schema.Episode(**(values | fields))
 
 
+def robot(frames=40, seed=0, name="pour/0", scene="kitchen", person="", embodiment="testbot"):
+  """An Episode of a robot of two hands of two joints, without files: labelled at once, for nothing is retargeted."""
+  joints = np.random.default_rng(seed).uniform(0, 1, (frames, 2, 2)).astype(np.float32)
+  values = schema.robot(frames) | dict(
+    embodiment=embodiment,
+    person=person,
+    frame=schema.Frame.BASE,
+    T_world_wrist_Fx2x4x4=wrist_path(frames, seed).astype(np.float32),
+    joint_names=(("l0", "l1"), ("r0", "r1")),
+    joints_Fx2xJ=joints,
+    joint_targets_Fx2xJ=joints,
+  )
+  return episode(frames, seed, name, scene, **values)
+
+
+def robots(count, directory="/none", first=0, frames=40, **fields):
+  """{Recording: Episode} of robots, each in a scene of its own, as Cached takes them."""
+  return {
+    schema.Recording(f"pour/{i:03d}", (f"{directory}/pour_{i:03d}.hdf5",)): robot(frames + i, i, f"pour/{i:03d}", f"scene {i}", **fields)
+    for i in range(first, first + count)
+  }
+
+
 def labels(frames=40, num_joints=4, seed=0, invalid=()):
   """Labels of a smooth path with random joints; `invalid`: (frame, side) pairs that are masked, or slices of frames for both sides."""
   rng = np.random.default_rng(seed)
