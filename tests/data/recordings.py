@@ -117,7 +117,7 @@ def episode(frames=40, seed=0, name="pour/0", scene="kitchen", **fields):
   return schema.Episode(**(values | fields))
 
 
-def robot(frames=40, seed=0, name="pour/0", scene="kitchen", person="", embodiment="testbot"):
+def robot(frames=40, seed=0, name="pour/0", scene="kitchen", person="", embodiment="testbot", **fields):
   """An Episode of a robot of two hands of two joints, without files: labelled at once, for nothing is retargeted."""
   joints = np.random.default_rng(seed).uniform(0, 1, (frames, 2, 2)).astype(np.float32)
   values = schema.robot(frames) | dict(
@@ -129,7 +129,7 @@ def robot(frames=40, seed=0, name="pour/0", scene="kitchen", person="", embodime
     joints_Fx2xJ=joints,
     joint_targets_Fx2xJ=joints,
   )
-  return episode(frames, seed, name, scene, **values)
+  return episode(frames, seed, name, scene, **(values | fields))
 
 
 def robots(count, directory="/none", first=0, frames=40, **fields):

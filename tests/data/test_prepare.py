@@ -1,3 +1,8 @@
+"""`prepare` from recordings to a finished folder: what is kept, what is told, and that its arguments are checked.
+
+Kills, additions and several processes are in test_builder.py.
+"""
+
 import hashlib
 import json
 import os
@@ -8,7 +13,7 @@ import numpy as np
 import pytest
 import recordings
 
-from egoscale_jax.data import builder, doctor, manifest, prepare, schema, spec, statistics, workers
+from egoscale_jax.data import clips, doctor, labeller, manifest, prepare, schema, shards, spec, statistics, workers
 from egoscale_jax.data.sources import egodex
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand, retarget
@@ -52,8 +57,8 @@ def all_files(directory):
   return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def all_records(output, split):
-  source = builder.open_split(output, split)
+def all_clips(output, split):
+  source = shards.open_split(output, split)
   return [source[i] for i in range(len(source))]
 
 
@@ -81,10 +86,12 @@ def test_usable_ones_are_kept_and_each_other_is_named(prepared, folder):
 
 
 def test_manifest_tells_what_is_in_the_shards(prepared):
-  content = manifest.load(prepared.output_dir)
+  output = prepared.output_dir
+  content = manifest.load(output)
   assert content == prepared.manifest
   assert content["embodiments"] == ["human"]
   assert (content["source"], content["hand"], content["image_size"]) == ("egodex", HAND, 90)
+  assert (content["stride"], content["images"], content["codec"], content["parts"]) == (1, 16, "jpeg", 8)
   gap = next(e for e in content["episodes"] if e["id"] == "good/gap")
   assert gap["findings"] == [
     {"name": "not_finite", "severity": "masked", "side": "left", "count": 3, "first_frame": 10, "last_frame": 12}
@@ -93,13 +100,16 @@ def test_manifest_tells_what_is_in_the_shards(prepared):
   assert gap["valid"] == [37 / 40, 1.0]
   assert (gap["frames"], gap["text"], gap["scene"]) == (40, "Pour the tea.", "session good/gap")
   assert 0 < gap["residual_m"] < 0.05
-  with open(f"{prepared.output_dir}/statistics.json", "rb") as file:
-    assert content["statistics_sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
-  for split, clips in content["totals"]["clips"].items():
-    records = all_records(prepared.output_dir, split)
-    assert len(records) == clips
-    assert {r["episode"] for r in records} == {f"egodex/{e['id']}" for e in content["episodes"] if e["split"] == split}
-    assert {r["embodiment"] for r in records} == {"human"}
+  told = {"statistics.json": content["statistics_sha256"], "index.npy": content["index_sha256"]}
+  told |= {state["file"]: state["sha256"] for state in content["statistics"].values()}
+  for name, sha256 in told.items():
+    assert hashlib.sha256(pathlib.Path(output, name).read_bytes()).hexdigest() == sha256
+  assert sum(content["totals"]["clips"].values()) == 4 * 3
+  for split, count in content["totals"]["clips"].items():
+    read = all_clips(output, split)
+    assert len(read) == count
+    assert {clip.episode for clip in read} == {f"egodex/{e['id']}" for e in content["episodes"] if e["split"] == split}
+    assert {clip.embodiment for clip in read} == {"human"}
 
 
 def test_labels_in_the_shards_are_the_retargeted_keypoints(prepared, folder):
@@ -111,125 +121,131 @@ def test_labels_in_the_shards_are_the_retargeted_keypoints(prepared, folder):
     retarget.retarget(points_Fx2xPx3[:, i], hand.load(HAND, side), side, rate_hz=episode.rate_hz)
     for i, side in enumerate(("left", "right"))
   ]
-  records = [r for split in prepared.manifest["totals"]["clips"] for r in all_records(prepared.output_dir, split)]
-  for record in [r for r in records if r["episode"] == "egodex/good/gap"]:
-    start, length = record["start"], len(record["jpeg"])
-    np.testing.assert_array_equal(record["keypoints"], episode.keypoints_Fx2xPx3[start : start + length])
-    assert tuple(record["jpeg"]) == episode.jpeg_F[start : start + length]
-    labelled = slice(start, start + len(record["valid"]))  # past the clip's frames: the last of them have a chunk of labels ahead
-    assert labelled.stop == min(start + length + spec.TAIL_FRAMES, episode.num_frames)
+  read = [clip for split in prepared.manifest["totals"]["clips"] for clip in all_clips(prepared.output_dir, split)]
+  read = [clip for clip in read if clip.episode == "egodex/good/gap"]
+  assert len(read) == 3
+  for clip in read:
+    here = slice(clip.start, clip.start + clip.num_images)
+    np.testing.assert_array_equal(clip.keypoints_Nx2xPx3, episode.keypoints_Fx2xPx3[here])
+    assert [clip.picture(i) for i in range(clip.num_images)] == list(episode.jpeg_F[here])
+    labelled = slice(clip.start, clip.start + len(clip.valid_Fx2))  # past the clip's frames: the last of them have a chunk of labels ahead
+    assert labelled.stop == min(here.stop + spec.TAIL_FRAMES, episode.num_frames)
     for i, result in enumerate(expected):
-      valid = record["valid"][:, i]
+      valid = clip.valid_Fx2[:, i]
       np.testing.assert_array_equal(valid, result.valid_F[labelled])
-      np.testing.assert_allclose(record["joints"][valid, i], result.joints_FxJ[labelled][valid], atol=1e-6)
-      for name in ("joints", "T_world_wrist", "residual_m"):
-        assert np.isnan(record[name][~valid, i]).all()
+      np.testing.assert_allclose(clip.joints_Fx2xJ[valid, i], result.joints_FxJ[labelled][valid], atol=1e-6)
+      for array in (clip.joints_Fx2xJ, clip.T_world_wrist_Fx2x4x4, clip.residual_m_Fx2):
+        assert np.isnan(array[~valid, i]).all()
+
+
+def test_two_workers_write_the_same_bytes(prepared, folder, tmp_path):
+  """Although XLA runs with other threads there."""
+  two = prepare.prepare(egodex, folder, tmp_path / "two", HAND, workers=2, image_size=90, validation=0.3)
+  one = all_files(prepared.output_dir)
+  assert all_files(two.output_dir) == one
+  assert sum("array_record-" in name for name in one) == 2 * 8
+  assert os.listdir(tmp_path) == ["two"]  # nothing is left beside it
 
 
 def test_statistics_are_of_the_train_episodes(prepared):
   stats = statistics.load(f"{prepared.output_dir}/statistics.json")
   train = [e for e in prepared.manifest["episodes"] if e["split"] == "train"]
   assert 0 < len(train) < 4
-  right = stats.count_LxA[0, -1]
-  assert right == sum(e["frames"] - 1 for e in train)
+  assert stats.count_LxA[0, -1] == sum(e["frames"] - 1 for e in train)
   assert stats.hand == HAND
   assert len(stats.joint_names) == hand.load(HAND, "left").num_joints
-  # The clips of an episode overlap in their tails; frames before the next clip are each of them once.
-  joints = np.concatenate([r["joints"][: len(r["jpeg"])] for r in all_records(prepared.output_dir, "train")])
+  joints = np.concatenate([clip.joints_Fx2xJ for clip in all_clips(prepared.output_dir, "train")])
   assert stats.q99_LxA[0, -1] <= np.nanmax(joints[:, 1, -1]) + 1e-6
 
 
-def test_two_workers_write_the_same_bytes(prepared, folder, tmp_path):
-  two = prepare.prepare(egodex, folder, tmp_path / "two", HAND, workers=2, image_size=90, validation=0.3)
-  one = all_files(prepared.output_dir)
-  assert all_files(two.output_dir) == one
-  assert sum("array_record" in name for name in one) == 2
-  assert os.listdir(tmp_path) == ["two"]  # nothing is left beside it
+def test_every_third_picture_as_h264_end_to_end(folder, tmp_path):
+  """Labels stay at the full rate; the pictures are those of the JPEG build, nearly."""
+  jpeg, h264 = (
+    prepare.prepare(
+      egodex, folder, tmp_path / codec, HAND, image_size=90, validation=0.3, stride=3, codec=codec, exclude={"good/1", "good/2"}
+    )
+    for codec in (clips.JPEG, clips.H264)
+  )
+  assert jpeg.manifest["totals"]["clips"] == h264.manifest["totals"]["clips"]
+  assert (h264.manifest["stride"], h264.manifest["codec"]) == (3, "h264")
+  for split in jpeg.manifest["totals"]["clips"]:
+    for one, other in zip(all_clips(jpeg.output_dir, split), all_clips(h264.output_dir, split)):
+      assert one.num_images == other.num_images == 14
+      assert len(one.valid_Fx2) == 40
+      assert (one.stride, one.rate_hz) == (3, 30.0)
+      for field in ("joints_Fx2xJ", "T_world_wrist_Fx2x4x4", "keypoints_Nx2xPx3", "T_world_camera_CxNx4x4"):
+        np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+      for image in range(14):
+        difference = one.rgb(image).astype(int) - other.rgb(image)
+        assert np.abs(difference).mean() < 3  # grey levels; from picture to picture it is 24
+      assert np.abs(one.rgb(0).astype(int) - other.rgb(1)).mean() > 10
+  assert os.path.getsize(shards.CLIPS.path(h264.output_dir, 0)) <= os.path.getsize(shards.CLIPS.path(jpeg.output_dir, 0))
 
 
-def entries(scenes):
-  return [{"status": "kept", "scene": scene, "split": None} for scene in scenes]
+def test_robots_without_wrist_poses_are_kept_with_their_joints(tmp_path, monkeypatch):
+  """As soon as the checks let them pass: the wrist's numbers are NaN, and masked by themselves."""
+  monkeypatch.setattr(labeller.doctor, "check", lambda episode: (np.ones((episode.num_frames, 2), bool), []))
+  found = {}
+  for recording in recordings.robots(4):
+    number = int(recording.id[-3:])
+    found[recording] = recordings.robot(40, number, recording.id, f"scene {number}", T_world_wrist_Fx2x4x4=schema.missing(40, 2, 4, 4))
+  summary = prepare.prepare(recordings.Cached(found), "in", tmp_path / "out", validation=0.3)
+  assert summary.manifest["totals"]["kept"] == 4
+  clip = all_clips(summary.output_dir, "train")[0]
+  assert clip.valid_Fx2.all()
+  assert np.isnan(clip.T_world_wrist_Fx2x4x4).all()
+  assert np.isfinite(clip.joints_Fx2xJ).all()
+  table = statistics.load(f"{summary.output_dir}/statistics.json")
+  assert (table.count_LxA[0].reshape(2, -1)[:, :9] == 0).all()
+  assert (table.count_LxA[0].reshape(2, -1)[:, 9:] > 0).all()
 
 
-def draw(scenes, validation, seed=0):
-  rows = entries(scenes)
-  notes = prepare._draw_split(rows, validation, seed)
-  by_scene = {scene: {r["split"] for r in rows if r["scene"] == scene} for scene in scenes}
-  assert all(len(splits) == 1 for splits in by_scene.values())  # no scene straddles
-  return {scene: splits.pop() for scene, splits in by_scene.items()}, notes
+def test_humans_and_robots_of_other_joints_are_told_apart(tmp_path):
+  found = recordings.robots(3)
+  human = schema.Recording("human", ("/none/human.hdf5",))
+  found[human] = recordings.episode(name="human", scene="hall")
+  content = prepare.prepare(recordings.Cached(found), "in", tmp_path / "out").manifest
+  entry = next(e for e in content["episodes"] if e["id"] == "human")
+  expected = "/none/human.hdf5: joints: found those of sharpa_wave, expected those of testbot as pour/000 has; prepare them apart"
+  assert (entry["status"], entry["error"]) == ("rejected", expected)
+  assert content["embodiments"] == ["testbot"]
 
 
-GOLDEN = [9, 15]  # of 20 scenes at a share of 0.2
+BAD = [("validation", 1.0), ("validation", -0.1), ("image_size", 4), ("workers", 0)]
+BAD += [("stride", 0), ("stride", 65), ("images", 0), ("images", 257), ("codec", "png")]
 
 
-def test_split_is_by_scene_and_stable_when_data_is_added():
-  scenes = [f"scene {i % 200}" for i in range(400)]
-  before, notes = draw(scenes, 0.1)
-  assert notes == []
-  after, _ = draw([*scenes, *(f"new scene {i}" for i in range(100))], 0.1)
-  assert {scene: after[scene] for scene in before} == before
-  share = sum(split == "validation" for split in before.values()) / len(before)
-  assert 0.04 < share < 0.16
-  assert draw(scenes, 0.1, seed=1)[0] != before
-  assert set(draw(scenes, 0.0)[0].values()) == {"train"}
-  # The same on every machine, in every process and release: where this changes, data that is prepared again leaks into validation.
-  assert [i for i in range(20) if prepare.is_validation(f"scene {i}", 0.2, 0)] == GOLDEN
-
-
-def test_split_fallbacks_leave_no_split_empty_and_say_so():
-  for validation, in_validation in ((1e-9, 1), (1 - 1e-9, 2)):
-    splits, notes = draw(["a", "b", "c"], validation)
-    assert list(splits.values()).count("validation") == in_validation
-    assert len(notes) == 1
-  for validation in (1e-9, 0.5, 1 - 1e-9):
-    splits, notes = draw(["a", "a"], validation)
-    assert splits == {"a": "train"}
-    assert "one scene only (a)" in notes[0]
-
-
-def test_output_that_is_not_empty_is_refused_and_left_alone(folder, tmp_path):
-  (tmp_path / "out").mkdir()
-  (tmp_path / "out/thesis.tex").write_text("x")
-  with pytest.raises(UserError, match="out: exists and is not an empty directory"):
-    prepare.prepare(egodex, folder, tmp_path / "out", HAND)
-  assert all_files(tmp_path) == {"out/thesis.tex": b"x"}
-
-
-def test_output_that_cannot_be_written_is_one_line(folder, tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match=r"file/out: cannot be written: Not a directory$"):
-    prepare.prepare(egodex, folder, tmp_path / "file/out", HAND)
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, monkeypatch):
-  def full(*args):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(builder, "write", full)
-  episodes = {schema.Recording("a/0", ("a/0.hdf5",)): recordings.episode()}
-  with pytest.raises(UserError, match=r"out: cannot be written: No space left on device$"):
-    prepare.prepare(recordings.Cached(episodes), folder, tmp_path / "out", HAND)
-  assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(("argument", "value"), [("validation", 1.0), ("validation", -0.1), ("image_size", 4), ("workers", 0)])
+@pytest.mark.parametrize(("argument", "value"), BAD)
 def test_bad_arguments(folder, tmp_path, argument, value):
-  with pytest.raises(UserError, match=f"{argument}: found {re.escape(str(value))}"):
+  with pytest.raises(UserError, match=f"{argument}: found {re.escape(repr(value))}"):
     prepare.prepare(egodex, folder, tmp_path / "out", HAND, **{argument: value})
   assert os.listdir(tmp_path) == []
 
 
-def test_nothing_usable_tells_counts_and_leaves_the_manifest_beside(tmp_path):
+def test_a_wrong_hand_or_config_is_told_before_anything_is_written(folder, tmp_path):
+  with pytest.raises(UserError, match="shrapa"):
+    prepare.prepare(egodex, folder, tmp_path / "out", "shrapa")
+  with pytest.raises(UserError, match="columns: found x, expected none"):
+    prepare.prepare(egodex, folder, tmp_path / "out", HAND, columns="x")
+  assert os.listdir(tmp_path) == []
+
+
+def test_nothing_usable_tells_counts_and_leaves_a_manifest_of_another_name(tmp_path):
   recordings.write(tmp_path / "in", "bad/0", frames=10)
   recordings.write(tmp_path / "in", "bad/1", frames=20).with_suffix(".mp4").unlink()
   with pytest.raises(UserError) as error:
     prepare.prepare(egodex, tmp_path / "in", tmp_path / "out", HAND, image_size=90)
   counts = "2 found, 1 not readable, 1 refused by the checks"
-  assert str(error.value).startswith(f"no usable episode in {tmp_path}/in: {counts}; {tmp_path}/out.manifest.json names each")
+  assert str(error.value).startswith(f"no usable episode in {tmp_path}/in: {counts}; {tmp_path}/out/rejected.manifest.json names each")
   assert "\n" not in str(error.value)
-  assert sorted(os.listdir(tmp_path)) == ["in", "out.manifest.json"]
-  content = json.loads((tmp_path / "out.manifest.json").read_text())
+  content = json.loads((tmp_path / "out/rejected.manifest.json").read_text())
   assert [e["status"] for e in content["episodes"]] == ["rejected", "rejected"]
+  with pytest.raises(UserError, match="is not finished"):
+    shards.open_split(tmp_path / "out", "train")
+  recordings.write(tmp_path / "in", "good/0", frames=20)  # and goes on when there is something
+  summary = prepare.prepare(egodex, tmp_path / "in", tmp_path / "out", HAND, image_size=90)
+  assert summary.manifest["totals"]["kept"] == 1
+  assert not (tmp_path / "out/rejected.manifest.json").exists()
 
 
 def die_on_two(recording):
