@@ -17,6 +17,7 @@ setuptools.setup(
   # Floors are the versions that the tests ran with; jax 0.10.2 is the newest for Python 3.11.
   install_requires=[
     "absl-py>=2.3",
+    "array-record>=0.8.3",
     "av>=16",
     "datasketches>=5.2",
     "einops>=0.8",
@@ -44,7 +45,8 @@ setuptools.setup(
     "beam": ["apache-beam>=2.77"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
-    "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14"],
+    "beam": ["apache-beam>=2.77"],  # holds protobuf at 6.33 and pyarrow at 25
+    "dev": ["apache-beam>=2.77", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14"],
   },
   entry_points={"console_scripts": ["egoscale=egoscale_jax.cli:main"]},
 )

@@ -2,8 +2,8 @@
 
   python benchmarks/pipeline.py [--examples=20000] [--soak=1000000]
 
-Examples are two 224 x 224 pictures and a 40-step chunk of two 22-joint hands. Rates are per CPU second of the process, all threads together.
-The data are synthetic robot episodes, whose pictures have about the bytes that 224-pixel frames of real video have (8 to 15 kB).
+Examples are two 224 x 224 pictures and a 40-step chunk of two 22-joint hands. Rates are per CPU second of the process, all its threads
+together. The data are synthetic robot episodes, whose pictures have about the bytes that 224-pixel frames of real video have (8 to 15 kB).
 """
 
 import argparse
@@ -42,7 +42,9 @@ class Source:
     jpeg_F = [_picture(rng) for _ in range(8)]
     pictures = [tuple(jpeg_F[i] for i in rng.integers(0, 8, FRAMES)) for _ in range(2)]
     time_F = np.arange(FRAMES)[:, None, None] / 30
-    pose = geometry.se3(geometry.so3_exp(0.3 * np.sin(time_F + rng.uniform(0, 6, (1, 2, 3)))), 0.1 * np.sin(time_F + rng.uniform(0, 6, (1, 2, 3))))
+    pose = geometry.se3(
+      geometry.so3_exp(0.3 * np.sin(time_F + rng.uniform(0, 6, (1, 2, 3)))), 0.1 * np.sin(time_F + rng.uniform(0, 6, (1, 2, 3)))
+    )
     names = tuple(f"j{i}" for i in range(22))
     joints = np.sin(time_F + rng.uniform(0, 6, (1, 2, 22))).astype(np.float32)
     views = [schema.View(name, jpeg, (SIDE, SIDE)) for name, jpeg in zip(("head", "wrist"), pictures)]

@@ -60,6 +60,10 @@ def get_config(mode=""):
   config.data.cache_bytes = 2**31  # records that wait for their other windows, a process; too little costs time, and changes nothing
   config.data.unreadable = 1e-4  # a larger share of examples that cannot be read ends the run; up to it their neighbours stand in
 
+  # Pictures in training, on the device (models/augment.py; N1.7's values, which does not turn them). crop: share of both sides, also of the
+  # centre that validation and the policy see; rotation: degrees; the rest as factors 1 +- value, hue as a share of a whole turn.
+  config.augment = dict(crop=230 / 256, rotation=0.0, brightness=0.3, contrast=0.4, saturation=0.5, hue=0.08)
+
   config.batch_size = 8192  # global
   config.steps = 100_000
   config.flow_draws = 1  # (noise, time) pairs for one pass of the backbone (N1.7)
@@ -87,6 +91,7 @@ def debug(config):
   m.expert = dict(layers=4, heads=4, head_dim=32, output=128, embodiments=2, max_positions=64, time_buckets=1000, state_dropout=0.2)
   m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
   config.data.update(image_size=(64, 64), threads=2, slots=dict(human=0))
+  config.augment = dict(crop=1.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
   config.batch_size = 16
   config.steps = 300
   config.flow_draws = 4

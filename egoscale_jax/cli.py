@@ -38,11 +38,17 @@ def doctor(arguments):
     return
   if not (arguments.source and arguments.input):
     raise UserError("--source and --input: found one of them or none, expected both, or --shards")
-  found = exclusion.examine(_source(arguments.source), arguments.input, arguments.workers, columns=arguments.columns)
+  source = _source(arguments.source)
+  found = exclusion.examine(source, arguments.input, arguments.workers, columns=arguments.columns, hand_name=arguments.hand)
   print("\n".join(exclusion.lines(found)))
   if arguments.output:
     exclusion.save(found, arguments.output)
     print(f"wrote {arguments.output}")
+  if arguments.html:
+    from egoscale_jax.view import doctor_page
+
+    doctor_page.write(found, source, arguments.columns, arguments.html)
+    print(f"wrote {arguments.html}")
 
 
 def _doctor_shards(arguments):
@@ -180,6 +186,8 @@ def _parser():
   recordings(sub, required=False)
   sub.add_argument("--shards", metavar="DIR", help="in place of --source and --input: is a folder of `egoscale prepare` whole")
   sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
+  sub.add_argument("--html", metavar="FILE", help="the page to write: a table of the findings, and pictures of the worst episodes")
+  sub.add_argument("--hand", metavar="NAME", help="retarget humans to this hand too, for the findings of the labels (slower)")
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
 
   sub = verb(

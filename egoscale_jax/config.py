@@ -69,6 +69,8 @@ def _override(config, key, text):
 def _value(key, text, old):
   if isinstance(old, str):
     return text
+  if isinstance(old, float) and text.strip() == "inf":  # no literal of Python
+    return float("inf")
   try:
     value = ast.literal_eval(text.strip().replace("true", "True").replace("false", "False"))
   except (ValueError, SyntaxError):

@@ -9,7 +9,7 @@ import numpy as np
 
 from egoscale_jax.data import actions, examples, spec, transforms
 from egoscale_jax.errors import UserError
-from egoscale_jax.models import flow, vla
+from egoscale_jax.models import augment, flow, vla
 from egoscale_jax.train import run as run_lib
 
 
@@ -29,7 +29,7 @@ class Policy:
     self.run, self.params, self.step = run_lib.open_run(workdir)
     self.config = self.run.config
     self._assembler = examples.make_assembler(self.config, self.run.prompt, self.run.statistics)
-    self._sample = jax.jit(functools.partial(_sample, self.run.model))
+    self._sample = jax.jit(functools.partial(_sample, self.run.model, self.config.augment))
 
   def __call__(self, images, text, state=None, embodiment="human", seed=0):
     """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size; text: the instruction -> Chunk.
@@ -83,8 +83,9 @@ class Policy:
     )
 
 
-def _sample(model, params, batch, key):
+def _sample(model, crop, params, batch, key):
   """The backbone once, the expert once a flow step -> [1, T, A], normalised."""
+  batch = augment.centred(batch, crop)
   features = model.apply({"params": params}, batch, method=vla.VLA.features)
   noise = flow.sample_noise(jnp.stack([key]), batch.action_BxTxA.shape[1:])
   return vla.sample(model, {"params": params}, features, batch, noise, model.config.flow.steps)

@@ -102,7 +102,7 @@ def test_doctor_lists_what_to_leave_out_and_prepare_obeys(capsys, tmp_path):
   recordings.write(tmp_path / "in", "pour/2").with_suffix(".mp4").unlink()
   recordings.write(tmp_path / "in", "pour/3")
   doctor = ("doctor", "--source=egodex", f"--input={tmp_path}/in")
-  code, out, err = run(capsys, *doctor, f"--output={tmp_path}/doctor.json")
+  code, out, err = run(capsys, *doctor, f"--output={tmp_path}/doctor.json", f"--html={tmp_path}/doctor.html")
   assert code == 0, err
   assert "masked pour/0: not_finite left, 3 frames, 0.333 to 0.4 s: a keypoint is NaN or infinite" in out
   assert "rejected pour/1: too_short, 10 frames" in out
@@ -110,6 +110,7 @@ def test_doctor_lists_what_to_leave_out_and_prepare_obeys(capsys, tmp_path):
   assert "4 episodes: 1 clean, 2 to exclude" in out
   found = json.loads((tmp_path / "doctor.json").read_text())
   assert found["exclude"] == ["pour/1", "pour/2"]
+  assert "<h3>pour/0</h3>" in (tmp_path / "doctor.html").read_text()
   found["exclude"].append("pour/0")  # a person's own choice
   (tmp_path / "doctor.json").write_text(json.dumps(found))
   prepare = ("prepare", "--source=egodex", f"--input={tmp_path}/in", f"--output={tmp_path}/out")

@@ -38,6 +38,15 @@ def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
   return hand_BxTx2xD.astype(np.float32, copy=False).reshape(rows, steps, -1), mask.reshape(rows, steps, -1)
 
 
+def make_chunk(T_world_wrist_Fx2x4x4, joints_Fx2xJ, valid_Fx2, start: int, horizon: int, stride: int = 1):
+  """make_chunks of one window of an episode -> action [T, A] and its mask [T, A]; steps past the last frame are masked."""
+  frames = start + stride * np.arange(horizon + 1)
+  inside = np.minimum(frames, len(valid_Fx2) - 1)
+  valid_Tx2 = valid_Fx2[inside] & (frames < len(valid_Fx2))[:, None]
+  action, mask = make_chunks(T_world_wrist_Fx2x4x4[None, inside], joints_Fx2xJ[None, inside], valid_Tx2[None])
+  return action[0], mask[0]
+
+
 def label_weights(residual_m_BxTx2, num_joints: int, soft_m: float):
   """What each entry of `make_chunks` counts in the loss: [B, T, A] float32, 1 but for joints whose retargeting left the fingertips off.
 

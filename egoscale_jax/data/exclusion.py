@@ -1,40 +1,60 @@
 """`egoscale doctor`: recordings of a source are read and checked, and a list of what is wrong is written, which `prepare --exclude` reads.
 
-The file: {version, source, input, episodes: [{id, status, error, frames, seconds, findings: [{name, severity, side, count, first_frame,
-last_frame, first_s, last_s, detail}]}], exclude: [id]}. `exclude` holds those that cannot be read or that the checks reject; a person may
-add to it and take away.
+The file: {version, source, input, episodes: [{id, status, error, frames, seconds, rate_hz, fingerprint, findings: [{name, severity, side,
+count, first_frame, last_frame, first_s, last_s, spans: [[first, last frame]], detail}]}], exclude: [id]}. `exclude` holds those that cannot
+be read or that the checks reject; a person may add to it and take away.
 """
 
+import dataclasses
 import functools
 import json
 import os
 
 from egoscale_jax import progress
-from egoscale_jax.data import doctor, jsonfile, manifest, prepare, workers
+from egoscale_jax.data import doctor, findings, jsonfile, labels, leaks, manifest, prepare, schema, workers
 from egoscale_jax.errors import UserError
+from egoscale_jax.hands import hand, keypoints, retarget
 
 VERSION = 1
 
 
-def examine(source, input_dir, num_workers=1, image_size=64, columns="") -> dict:
-  """source: a module of data/sources. Labels are not made: what retargeting finds, prepare() tells."""
+def examine(source, input_dir, num_workers=1, image_size=64, columns="", hand_name=None) -> dict:
+  """source: a module of data/sources; hand_name: a hand that humans are retargeted to, for the findings of labels.py (seconds a minute of
+  video); without one no labels are made.
+  """
   recordings = prepare.find(source, input_dir, columns)
+  hands = tuple(hand.load(hand_name, side) for side in keypoints.SIDES) if hand_name else None
   entries = []
   with progress.bar(len(recordings), "doctor", "episode") as bar:
     for recording, episode in workers.read_all(functools.partial(source.read, image_size=image_size), recordings, num_workers):
       if isinstance(episode, UserError):
         entries.append(manifest.entry(recording, error=str(episode)))
       else:
-        entries.append(_with_seconds(manifest.entry(recording, episode, findings=doctor.check(episode)[1]), episode.rate_hz))
+        entry = manifest.entry(recording, episode, findings=_findings(episode, hands))
+        entries.append(entry | {"rate_hz": episode.rate_hz, "fingerprint": leaks.fingerprint(episode)})
       bar.update()
+  by_id = {entry["id"]: entry for entry in entries}
+  for name, finding in leaks.copies(entries):
+    by_id[name]["findings"].append(dataclasses.asdict(finding))
+  for entry in entries:
+    _tell_seconds(entry)
   exclude = [e["id"] for e in entries if e["status"] == manifest.REJECTED]
   return {"version": VERSION, "source": source.SOURCE, "input": os.fspath(input_dir), "episodes": entries, "exclude": exclude}
 
 
-def _with_seconds(entry, rate_hz):
+def _findings(episode, hands):
+  """The doctor's and, where there are hands to retarget a human to, those of the labels."""
+  valid_Fx2, found = doctor.check(episode)
+  if hands is None or episode.embodiment != schema.HUMAN or any(finding.severity == findings.REJECTED for finding in found):
+    return found
+  result, more = labels.label(episode, hands, valid_Fx2, functools.partial(retarget.retarget, rate_hz=episode.rate_hz))
+  return found + more + doctor.check_valid(result.valid_Fx2, episode.rate_hz)
+
+
+def _tell_seconds(entry):
   for finding in entry["findings"]:
-    finding |= {"first_s": round(finding["first_frame"] / rate_hz, 3), "last_s": round(finding["last_frame"] / rate_hz, 3)}
-  return entry
+    first_s, last_s = (round(finding[key] / entry["rate_hz"], 3) for key in ("first_frame", "last_frame"))
+    finding |= {"first_s": first_s, "last_s": last_s}
 
 
 def save(found, path):

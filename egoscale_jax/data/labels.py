@@ -4,14 +4,15 @@ import dataclasses
 
 import numpy as np
 
-from egoscale_jax.data import doctor, schema
+from egoscale_jax.data import check_hand, schema
+from egoscale_jax.data import findings as findings_lib
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
 MAX_RESIDUAL = 0.05  # metres, mean over the fingertips: beyond it the robot's hand does not do what the human's did
 
 
-def label(episode: schema.Episode, hands, valid_Fx2, retarget) -> tuple[schema.Labels, list[doctor.Finding]]:
+def label(episode: schema.Episode, hands, valid_Fx2, retarget) -> tuple[schema.Labels, list[findings_lib.Finding]]:
   """-> Labels, NaN where not valid, and the findings that masked more frames.
 
   hands: the robot's (left, right); valid [F, 2] is the doctor's; retarget(keypoints [F, 21, 3], hand, side) -> an object with joints_FxJ,
@@ -24,15 +25,15 @@ def label(episode: schema.Episode, hands, valid_Fx2, retarget) -> tuple[schema.L
   for i, side in enumerate(keypoints.SIDES):
     valid_F = valid_Fx2[:, i]
     points_FxPx3 = np.where(valid_F[:, None, None], episode.keypoints_Fx2xPx3[:, i], np.float32(np.nan))
-    result = retarget(points_FxPx3, _without(hands[i], doctor.absent(episode.keypoints_Fx2xPx3[:, i])), side)
+    result = retarget(points_FxPx3, _without(hands[i], check_hand.absent(episode.keypoints_Fx2xPx3[:, i])), side)
     residual_F = np.asarray(result.residual_m_F)
     flat_F = valid_F & ~np.isfinite(T_world_wrist_Fx2x4x4[:, i]).all(axis=(1, 2))
     failed_F = valid_F & ~flat_F & ~(np.asarray(result.valid_F) & np.isfinite(result.joints_FxJ).all(axis=1))
     off_F = valid_F & ~flat_F & ~failed_F & ~(residual_F <= MAX_RESIDUAL)
     worst = residual_F[off_F].max() if off_F.any() else 0.0
-    findings += doctor.masked("flat_palm", side, flat_F, "the wrist and the knuckles lie on a line, expected a palm with an area")
-    findings += doctor.masked("retarget_failed", side, failed_F, "no joint angles were found")
-    findings += doctor.masked("residual", side, off_F, f"fingertips are up to {worst:.3f} m off, expected at most {MAX_RESIDUAL}")
+    findings += findings_lib.masked("flat_palm", side, flat_F, "the wrist and the knuckles lie on a line, expected a palm with an area")
+    findings += findings_lib.masked("retarget_failed", side, failed_F, "no joint angles were found")
+    findings += findings_lib.masked("residual", side, off_F, f"fingertips are up to {worst:.3f} m off, expected at most {MAX_RESIDUAL}")
     valid.append(valid_F & ~(flat_F | failed_F | off_F))
     joints.append(result.joints_FxJ)
     residuals.append(residual_F)

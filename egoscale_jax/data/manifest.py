@@ -48,7 +48,7 @@ def totals(entries) -> dict:
   for e in kept:
     clips[e["split"]] += e["clips"]
   masked = collections.defaultdict(lambda: {"frames": 0, "episodes": 0})
-  for finding in (f for e in kept for f in e["findings"]):
+  for finding in (f for e in kept for f in e["findings"] if f["severity"] == "masked"):
     row = masked[f"{finding['name']} {finding['side']}".strip()]
     row["frames"] += finding["count"]
     row["episodes"] += 1

@@ -67,7 +67,7 @@ class Rows:
     return self.__dict__ | {"_cache": None}  # a worker process begins with an empty one
 
   def __setstate__(self, state):
-    self.__dict__.update(state, _cache=Cache(self._cache_bytes))
+    self.__dict__.update(state, _cache=Cache(state["_cache_bytes"]))
 
   def __call__(self, step: int, first: int, last: int) -> tuple[Batch, Info]:
     """Rows first .. last - 1 of the global batch."""

@@ -47,7 +47,9 @@ class Summary:
 
   def _named_findings(self) -> list[str]:
     """One line a masked finding of an episode, the first of them; all are in the manifest."""
-    rows = [(e["id"], f) for e in self.manifest["episodes"] if e["status"] == manifest.KEPT for f in e["findings"]]
+    rows = [
+      (e["id"], f) for e in self.manifest["episodes"] if e["status"] == manifest.KEPT for f in e["findings"] if f["severity"] == "masked"
+    ]
     lines = [f"  {name}: {f['name']} {f['side']}, {f['count']} frames from {f['first_frame']}: {f['detail']}" for name, f in rows[:NAMED]]
     return lines + ([f"  ... and {len(rows) - NAMED} more, see {manifest.FILE}"] if len(rows) > NAMED else [])
 
@@ -82,6 +84,7 @@ def prepare(
   found = find(source, input_dir, columns)
   recordings = [recording for recording in found if recording.id not in exclude]
   read = functools.partial(source.read, image_size=image_size)
+  labeller.load_hands(hand_name or labeller.DEFAULT_HAND)  # a mistake in its name leaves no folder
   with _locked(output_dir):
     joints = _joints(output_dir, read, recordings, hand_name)
     settings = builder.Settings(source.SOURCE, _sha256(columns), hand_name, joints, image_size, stride, images, codec, validation, seed)
@@ -242,4 +245,7 @@ def _reading(part) -> str:
 def _sha256(path) -> str:
   if not path:
     return ""
-  return shards.checksum(path)["sha256"]
+  try:
+    return shards.checksum(path)["sha256"]
+  except OSError as error:
+    raise UserError(f"--columns={path}: cannot be read: {error.strerror or error}") from error

@@ -14,37 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, examples, manifest, mixture, shards
-from egoscale_jax.models import flow, vla
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-  """One query: a picture of a record of the validation split of one of the folders."""
-
-  source: int
-  record: int
-  image: int
-  episode: str
-  time: int  # frame in the episode
-
-
-def fixed_points(sources, episodes, times, horizon, stride):
-  """Up to `times` evenly spaced frames with a labelled step, of up to `episodes` episodes in the order of their names' hashes."""
-  frames = {}
-  for number, source in enumerate(sources):
-    for index in range(len(source)):
-      clip = source[index]
-      for image in range(clip.num_images):
-        frame, valid = image * clip.stride, clip.valid_Fx2
-        if np.any(valid[frame] & np.any(valid[frame + stride : frame + horizon * stride + 1 : stride], axis=0)):
-          frames.setdefault(clip.episode, []).append(Point(number, index, image, clip.episode, clip.start + frame))
-  chosen = sorted(frames, key=lambda name: (zlib.crc32(name.encode()), name))[:episodes]
-  points = []
-  for name in chosen:
-    candidates = sorted(frames[name], key=lambda point: point.time)
-    points += [candidates[i] for i in np.unique(np.linspace(0, len(candidates) - 1, times).round().astype(int))]
-  return points
+from egoscale_jax.data import actions, examples, mixture
+from egoscale_jax.evaluate import points as points_lib
+from egoscale_jax.models import augment, flow, vla
 
 
 def noise_key(episode, time):
@@ -68,14 +40,14 @@ class Validation:
     c = config.model
     self.mean_chunks = {number: slot.statistics.mean_chunk(c.horizon, config.data.stride) for number, slot in self.assembler.slots.items()}
     paths = {path for folder in mixture.folders(config).values() for path in (folder["shards"], folder["pairs"]) if path}
-    held_out = [path for path in sorted(paths) if manifest.load(path)["totals"]["clips"].get(shards.VALIDATION)]
-    self.sources = [shards.open_split(path, shards.VALIDATION) for path in held_out]  # none where one scene is all that there is
-    self.points = fixed_points(self.sources, v.episodes, v.times, c.horizon, config.data.stride)
+    self.held_out = [points_lib.HeldOut(path) for path in sorted(paths)]
+    self.points = points_lib.fixed_points(self.held_out, v.episodes, v.times, c.horizon, config.data.stride)  # none: all is one scene
     self._sample = jax.jit(self._sample_batch)
 
   def _sample_batch(self, params, batch, key_B):
     """-> samples [draws, B, T, A] and the flow loss [B] of the same noise, both normalised."""
     c, draws = self.model.config, self.config.validation.draws
+    batch = augment.centred(batch, self.config.augment)
     features = self.model.apply({"params": params}, batch, method=vla.VLA.features)
     action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
 
@@ -111,7 +83,7 @@ class Validation:
 
     def make(index):
       points = self.points[index * size : (index + 1) * size]
-      windows = [examples.Window(self.sources[point.source][point.record], point.image) for point in points]
+      windows = [self.held_out[point.folder].window(point) for point in points]
       filled = windows + windows[:1] * (size - len(windows))
       batch = self.assembler.allocate(size)
       for row, window in enumerate(filled):

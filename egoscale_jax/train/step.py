@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egoscale_jax.models import vla
+from egoscale_jax.models import augment, vla
 from egoscale_jax.train import optim
 
 
@@ -34,6 +34,8 @@ def make_train_step(model, config):
   rate = optim.schedule(config)
 
   def train_step(state, batch):
+    if augment.is_on(config.augment):
+      batch = augment.augmented(batch, config.augment, config.seed)
     mask = optim.trainable(state.params, config.train_parts)
     trained, frozen = optim.select(state.params, mask, True), optim.select(state.params, mask, False)
 

@@ -5,6 +5,7 @@ import functools
 import av
 import h5py
 import numpy as np
+import simplejpeg
 
 from egoscale_jax import geometry
 from egoscale_jax.data import schema
@@ -42,7 +43,7 @@ def hand_points(frames, seed=0):
 
 
 def write(directory, name="pour/0", frames=40, seed=0, change=None, video_frames=None, **attributes):
-  """One recording -> path of its .hdf5. change(file) may spoil the HDF5; frame i of the video is grey of level 20 + 8 i modulo 200."""
+  """One recording -> path of its .hdf5. change(file) may spoil the HDF5; frame i of the video is grey(i), of mean 20 + 8 i modulo 200."""
   path = directory / f"{name}.hdf5"
   path.parent.mkdir(parents=True, exist_ok=True)
   pose = wrist_path(frames, seed)
@@ -61,8 +62,27 @@ def write(directory, name="pour/0", frames=40, seed=0, change=None, video_frames
   return path
 
 
+@functools.cache
+def texture():
+  """Smooth waves [HEIGHT, WIDTH, 1] of mean 0, within 18: without them a picture would be uniform, a fault."""
+  y, x = np.arange(HEIGHT)[:, None], np.arange(WIDTH)
+  waves = 9 * np.sin(2 * np.pi * x / 80) * np.sin(2 * np.pi * y / 60) + 9 * np.sin(2 * np.pi * (x / 160 + y / 45))
+  return np.round(waves)[..., None]
+
+
+def textured(level):
+  """A picture [HEIGHT, WIDTH, 3] of that mean."""
+  return np.clip(level + texture(), 0, 255).astype(np.uint8).repeat(3, axis=2)
+
+
 def grey(i):
-  return np.full((HEIGHT, WIDTH, 3), 20 + 8 * i % 200, np.uint8)
+  return textured(20 + 8 * i % 200)
+
+
+@functools.cache
+def jpeg(i):
+  """Frame i of an Episode without files."""
+  return simplejpeg.encode_jpeg(textured(30 + i % 190), quality=90)
 
 
 def write_video(path, frames, picture=grey):
@@ -76,9 +96,9 @@ def write_video(path, frames, picture=grey):
 
 
 def episode(frames=40, seed=0, name="pour/0", scene="kitchen", **fields):
-  """An Episode without files; its JPEGs are numbered bytes, not pictures."""
+  """An Episode without files."""
   camera = fields.pop("T_world_camera_Fx4x4", np.repeat(T_WORLD_CAMERA[None], frames, axis=0))
-  jpeg_F = tuple(b"\xff\xd8%d\x00" % i for i in range(frames))
+  jpeg_F = tuple(jpeg(i) for i in range(frames))
   head = schema.View("head", jpeg_F, (HEIGHT, WIDTH), INTRINSICS, camera)
   values = schema.human(frames) | schema.views(head)
   values |= dict(

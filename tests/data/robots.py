@@ -136,4 +136,4 @@ def level(episode, frame):
 
 
 def grey_of(episode):
-  return lambda f: np.full((recordings.HEIGHT, recordings.WIDTH, 3), level(episode, f), np.uint8)
+  return lambda f: recordings.textured(level(episode, f))

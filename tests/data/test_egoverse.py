@@ -92,7 +92,7 @@ def test_a_human_comes_as_written_and_projects_into_the_image(tmp_path):
   keep = np.arange(FRAMES) != 5
   np.testing.assert_allclose(pixels[keep], np.stack([150 * x / z + 159.5, 151 * y / z + 89.5], axis=-1)[keep], atol=2e-3)
   assert ((pixels[keep] > 0) & (pixels[keep] < (320, 180))).all()
-  assert {f.name for f in doctor.check(e)[1]} == {"not_finite"}
+  assert {f.name for f in doctor.check(e)[1]} == {"missing"}
 
 
 def test_a_robot_has_wrists_grippers_state_and_action(tmp_path):

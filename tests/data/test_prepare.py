@@ -70,7 +70,7 @@ def test_usable_ones_are_kept_and_each_other_is_named(prepared, folder):
     "bad/lost_video": "lost_video.mp4: missing",
     "bad/missing": "missing.hdf5: transforms/leftThumbTip is missing",
     "bad/frames": "frames.mp4: 18 frames, expected as many as the 20 poses",
-    "bad/short": "short.hdf5: too_short: 10 frames, expected at least 16",
+    "bad/short": "short.hdf5: too_short: 10 frames in 0.33 s, expected at least 2 in 0.5 s",
   }
   assert set(entries) == kept | set(causes)
   lines = prepared.lines()
@@ -95,7 +95,7 @@ def test_manifest_tells_what_is_in_the_shards(prepared):
   gap = next(e for e in content["episodes"] if e["id"] == "good/gap")
   assert gap["findings"] == [
     {"name": "not_finite", "severity": "masked", "side": "left", "count": 3, "first_frame": 10, "last_frame": 12}
-    | {"detail": "a keypoint is NaN or infinite"}
+    | {"detail": "a keypoint is NaN or infinite", "spans": [[10, 12]]}
   ]
   assert gap["valid"] == [37 / 40, 1.0]
   assert (gap["frames"], gap["text"], gap["scene"]) == (40, "Pour the tea.", "session good/gap")

@@ -11,7 +11,7 @@ import robots
 import test_landmarks
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, builder, doctor, labels, manifest, pipeline, prepare, schema, statistics
+from egoscale_jax.data import actions, doctor, examples, labels, manifest, pipeline, prepare, schema, shards, slots, statistics
 from egoscale_jax.data.sources import landmarks, lerobot
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import retarget
@@ -36,7 +36,7 @@ def prepared(tmp_path_factory):
 
 def records(output):
   for split in manifest.load(output)["totals"]["clips"]:
-    source = builder.open_split(output, split)
+    source = shards.open_split(output, split)
     yield from (source[i] for i in range(len(source)))
 
 
@@ -71,9 +71,15 @@ def test_faults_of_a_robot_are_named_and_masked(episode):
   assert result.joints_Fx2xJ[16, 0, 1] == targets[16, 0, 1]
 
 
-def test_without_wrist_poses_there_is_no_label(episode):
-  blind = dataclasses.replace(episode, T_world_wrist_Fx2x4x4=schema.missing(20, 2, 4, 4), frame=schema.Frame.NONE)
-  assert [(f.name, f.severity) for f in doctor.check(blind)[1]] == [("no_wrist", "rejected")]
+def test_without_wrist_poses_a_hand_is_valid_where_its_joints_are(episode):
+  joints = episode.joints_Fx2xJ.copy()
+  joints[4, 0] = np.nan
+  nothing = {"T_world_wrist_Fx2x4x4": schema.missing(20, 2, 4, 4), "joint_targets_Fx2xJ": schema.missing(*joints.shape)}
+  blind = dataclasses.replace(episode, frame=schema.Frame.NONE, joints_Fx2xJ=joints, **nothing)
+  valid, findings = doctor.check(blind)
+  assert [(f.name, f.severity, f.count) for f in findings] == [("no_wrist", "warning", 20), ("joints_not_finite", "masked", 1)]
+  assert np.flatnonzero(~valid[:, 0]).tolist() == [4]
+  assert not valid[:, 1].any()
 
 
 def test_robot_episodes_reach_the_shards(prepared):
@@ -86,14 +92,14 @@ def test_robot_episodes_reach_the_shards(prepared):
   assert (stats.hand, stats.joint_names) == ("testbot", ("grip_0", "grip_1"))
   texts = set()
   for record in records(prepared.output_dir):
-    index = int(record["episode"][-1])
-    start, count = int(record["start"]), len(record["valid"])
-    np.testing.assert_array_equal(record["joints"][:, 0], robots.state(robots.LENGTHS[index], index)[start : start + count, 7:])
-    assert record["embodiment"] == "testbot"
-    assert record["valid"][:, 0].all()
-    assert not record["valid"][:, 1].any()
-    texts.add(record["text"])
-    step, mask = actions.make_chunk(record["T_world_wrist"], record["joints"], record["valid"], 0, 4)
+    index = int(record.episode[-1])
+    start, count = record.start, len(record.valid_Fx2)
+    np.testing.assert_array_equal(record.joints_Fx2xJ[:, 0], robots.state(robots.LENGTHS[index], index)[start : start + count, 7:])
+    assert record.embodiment == "testbot"
+    assert record.valid_Fx2[:, 0].all()
+    assert not record.valid_Fx2[:, 1].any()
+    texts.add(record.text)
+    (step,), (mask,) = actions.make_chunks(*examples.gather([examples.Window(record, 0)], 4, 1)[:3])
     path = recordings.wrist_path(robots.LENGTHS[index], index)[start:, 0]
     relative = geometry.se3_inverse(path[0]) @ path[4]
     np.testing.assert_allclose(step[3, :3], relative[:3, 3], atol=1e-6)
@@ -108,12 +114,13 @@ def test_a_batch_of_robot_clips(prepared):
   from egoscale_jax.data import tokenizer
 
   config = tiny.config(prepared.output_dir, batch_size=4, steps=2)
-  stats = statistics.load(f"{prepared.output_dir}/statistics.json")
   prompt = tokenizer.Prompt(tokenizer.build(list(robots.TASKS), 512), 1, tiny.image_tokens(config), config.data.text_tokens)
   with pytest.raises(UserError, match="no slot for the embodiment 'testbot'"):
-    pipeline.make_examples(config, prompt, stats)
+    slots.gather(config)
   with config.unlocked():
     config.data.slots = dict(human=0, testbot=3)
+  stats = slots.gather(config)
+  assert list(stats) == [3]
   batch = next(pipeline.train_batches(config, prompt, stats, 0, 0, 1))
   assert set(np.asarray(batch.embodiment_B)) == {3}
   assert batch.action_mask_BxTxA.any()
@@ -160,10 +167,10 @@ def test_landmarks_reach_the_shards(tmp_path, monkeypatch):
   test_landmarks.write(tmp_path / "in", frames=40, span_text=["reach"], span_s=[[0.0, 0.5]], licence="CC BY 4.0")
   summary = prepare.prepare(landmarks, tmp_path / "in", tmp_path / "out", image_size=90)
   assert summary.manifest["totals"]["kept"] == 1, summary.lines()
-  by_start = {int(r["start"]): r for r in records(tmp_path / "out")}
-  assert [by_start[s]["text"] for s in sorted(by_start)] == ["reach", "Pour the tea.", "Pour the tea."]
-  assert all(r["valid"].all() for r in by_start.values())
-  description = json.loads((tmp_path / "out/egoscale/1.0.0/dataset_info.json").read_text())
+  by_start = {r.start: r for r in records(tmp_path / "out")}
+  assert [by_start[s].text for s in sorted(by_start)] == ["reach", "Pour the tea.", "Pour the tea."]
+  assert all(r.valid_Fx2.all() for r in by_start.values())
+  description = json.loads((tmp_path / "out/egoscale/2.0.0/dataset_info.json").read_text())
   assert "CC BY 4.0" in json.dumps(description)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import recordings
 
-from egoscale_jax.data import builder, schema
+from egoscale_jax.data import clips, schema
 
 
 def test_masks_follow_from_nan_and_cannot_disagree():
@@ -45,9 +45,9 @@ def test_what_a_robot_does_not_have_is_missing_and_never_zero():
 def test_a_clip_s_text_is_the_shortest_that_covers_it():
   spans = (schema.Span("all", 0, 40 / 30), schema.Span("first", 0, 14 / 30), schema.Span("late", 20 / 30, 40 / 30))
   e = recordings.episode(spans=spans)
-  texts = [record["text"] for _, record in builder.clips(e, recordings.labels(40))]
+  texts = [record["text"] for record in clips.cut(e, recordings.labels(40))]
   assert texts == ["first", "all", "late"]  # frames 0 to 12, 13 to 25, 26 to 39
-  assert builder._text(recordings.episode(), 0, 13) == "Pour the tea."
+  assert clips._text(recordings.episode(), 0, 13) == "Pour the tea."
 
 
 @pytest.mark.parametrize("frame", ["world", "base", "camera", "none"])

@@ -6,33 +6,35 @@ import pytest
 import tiny
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, builder, statistics
+from egoscale_jax.data import actions, statistics
+from egoscale_jax.data import shards as shards_lib
+from egoscale_jax.evaluate import points as points_lib
 from egoscale_jax.evaluate import validation
 from egoscale_jax.train import run as run_lib
 
 
 def test_points_are_even_fixed_and_labelled(shards):
-  source = builder.open_split(shards, "train")
-  points = validation.fixed_points(source, episodes=3, times=5, horizon=4, stride=2)
-  assert points == validation.fixed_points(source, episodes=3, times=5, horizon=4, stride=2)
+  data = points_lib.HeldOut(shards, "train")
+  points = points_lib.fixed_points([data], episodes=3, times=5, horizon=4, stride=2)
+  assert points == points_lib.fixed_points([data], episodes=3, times=5, horizon=4, stride=2)
   assert len({point.episode for point in points}) == 3
   assert len(points) == 15
   for point in points:
-    record = source[point.record]
-    assert record["episode"] == point.episode
-    assert record["start"] + point.frame == point.time
-    _, mask = actions.make_chunk(record["T_world_wrist"], record["joints"], record["valid"], point.frame, 4, 2)
-    assert mask.any()
+    window = data.window(point)
+    assert window.clip.episode == point.episode
+    assert window.clip.start + window.frame == point.time
+    valid_Fx2, frame = window.clip.valid_Fx2, window.frame
+    assert (valid_Fx2[frame] & valid_Fx2[frame + 2 : frame + 9 : 2].any(axis=0)).any()
   times = [point.time for point in points if point.episode == points[0].episode]
   assert np.ptp(np.diff(times)) <= 1
   assert times[0] == 0
 
 
 def test_hold_still_is_the_pose_at_the_start(shards):
-  record = builder.open_split(shards, "train")[0]
-  pose, joints = actions.split_chunk(validation.hold_still(record, 2, horizon=3), record["joints"].shape[-1])
+  joints_2xJ = shards_lib.open_split(shards, "train")[0].joints_Fx2xJ[2]
+  pose, joints = actions.split_chunk(validation.hold_still(joints_2xJ, horizon=3), joints_2xJ.shape[-1])
   np.testing.assert_allclose(pose, np.broadcast_to(np.eye(4), pose.shape), atol=1e-6)
-  np.testing.assert_array_equal(joints, np.broadcast_to(record["joints"][2], joints.shape))
+  np.testing.assert_array_equal(joints, np.broadcast_to(joints_2xJ, joints.shape))
 
 
 def test_totals_are_plain_sums():
@@ -50,9 +52,10 @@ def test_totals_are_plain_sums():
   mask[3, 1] = False
   predicted[3, 1] = rng.standard_normal(31)  # masked: counts nowhere
   flat = lambda a: a.reshape(4, size)  # noqa: E731
-  total = validation.Totals(normalizer, np.zeros((4, size), np.float32))
+  total = validation.Totals()
   samples = normalizer.normalize(np.stack([flat(predicted), flat(predicted)]))
-  total.add(flat(mask), normalizer.normalize(flat(truth)), samples, normalizer.normalize(flat(truth)), 3.5)
+  still, chunk = normalizer.normalize(flat(truth)), normalizer.normalize(np.zeros((4, size), np.float32))
+  total.add(normalizer, flat(mask), still, samples, (still, chunk), 3.5)
   figures = total.figures(1, 1, 2)
   assert figures["wrist_mm"] == pytest.approx(10, rel=1e-3)
   assert figures["wrist_degrees"] == pytest.approx(np.rad2deg(0.3), rel=1e-3)
@@ -97,8 +100,11 @@ def test_no_validation_split_is_no_points(opened, shards, tmp_path):
 
   run, params, _ = opened
   shutil.copytree(shards, tmp_path / "one")
+  index = shards_lib.load_index(tmp_path / "one")
+  index["split"] = 0
+  shards_lib.save_index(index, tmp_path / "one")
   data = json.loads((tmp_path / "one" / "manifest.json").read_text())
-  data["totals"]["clips"].pop("validation")
+  data["index_sha256"] = shards_lib.checksum(shards_lib.index_path(tmp_path / "one"))["sha256"]
   (tmp_path / "one" / "manifest.json").write_text(json.dumps(data))
   held_out = validation.Validation(tiny.config(tmp_path / "one"), run.prompt, run.model, run.statistics)
   assert held_out.run(params) == {"points": 0}
