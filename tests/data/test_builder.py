@@ -151,37 +151,42 @@ def readable(output):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_at_any_file_it_goes_on_to_the_same_bytes(whole, tmp_path, monkeypatch, before):
+def test_killed_at_any_file_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch, before):
+  build(tmp_path / "whole", 3)
+  whole = all_files(tmp_path / "whole")
   seen = set()
   number = 1
-  while killed(monkeypatch, number, before, lambda: build(tmp_path / str(number))):  # noqa: B023
+  while killed(monkeypatch, number, before, lambda: build(tmp_path / str(number), 3)):  # noqa: B023
     output = tmp_path / str(number)
     if (output / "plan.json").exists():
       seen.add(readable(output))
-    build(output)
+    build(output, 3)
     same(output, whole)
     number += 1
-  assert number == 1 + 1 + 6 * 3 + 3  # plan; three of each part; state, index, manifest
-  assert seen == ({None} if before else {None, 6})
+  assert number == 1 + 1 + 3 * 3 + 3  # plan; three of each part; state, index, manifest
+  assert seen == ({None} if before else {None, 3})
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_while_it_grows_it_is_the_old_or_the_new_or_refused(grown, tmp_path, monkeypatch, before):
-  build(tmp_path / "old")
+def test_killed_while_it_grows_it_is_the_old_or_the_new_or_refused(tmp_path, monkeypatch, before):
+  for count in (3, 5):
+    build(tmp_path / "grown", count)
+  grown = all_files(tmp_path / "grown")
+  build(tmp_path / "old", 3)
   seen = []
   number = 1
   while True:
     output = tmp_path / str(number)
     shutil.copytree(tmp_path / "old", output)
-    if not killed(monkeypatch, number, before, lambda: build(output, 9)):  # noqa: B023
+    if not killed(monkeypatch, number, before, lambda: build(output, 5)):  # noqa: B023
       break
     seen.append(readable(output))
-    build(output, 9)
+    build(output, 5)
     same(output, grown)
     number += 1
-  assert seen[:10] == [6] * 10  # plan and three parts: whoever trains does not see them
-  assert [n for n, following in itertools.pairwise(seen) if n != following] == ([6] if before else [6, None])
-  assert seen[-1] == (None if before else 9)
+  assert seen[:7] == [3] * 7  # plan and two parts: whoever trains does not see them
+  assert [n for n, following in itertools.pairwise(seen) if n != following] == ([3] if before else [3, None])
+  assert seen[-1] == (None if before else 5)
 
 
 def test_killed_again_and_again(whole, tmp_path, monkeypatch):
