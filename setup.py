@@ -42,7 +42,6 @@ setuptools.setup(
     "zarr>=3.1",
   ],
   extras_require={
-    "beam": ["apache-beam>=2.77"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "beam": ["apache-beam>=2.77"],  # holds protobuf at 6.33 and pyarrow at 25

@@ -14,7 +14,6 @@ import threading
 import grain
 import jax
 import numpy as np
-from absl import logging
 
 from egoscale_jax.data import clips, examples, mixture, order
 from egoscale_jax.data.spec import Batch
@@ -116,7 +115,10 @@ def _nbytes(clip):
 
 
 class Batches:
-  """Iterator over this process's part of the batches of steps first_step .. config.steps - 1; `info` is of the batch that came last."""
+  """Iterator over this process's part of the batches of steps first_step .. config.steps - 1; `info` is of the batch that came last.
+
+  What could not be read is in `info`, for the run to write down; too much of it ends the run.
+  """
 
   def __init__(self, config, assembler, first_step, process, processes):
     self.mixture = mixture.make(config)
@@ -165,8 +167,6 @@ class Batches:
     self.info = Info(sum(info.episodes for _, info in parts), unreadable)
     self._read += self._local
     self._unreadable += len(unreadable)
-    for line in unreadable:
-      logging.warning("unreadable: %s", line)
     if self._unreadable > max(_FORGIVEN, self._limit * self._read):
       raise UserError(
         f"config.data.unreadable: {self._unreadable} of {self._read} examples could not be read, expected at most a share of"
