@@ -151,37 +151,42 @@ def readable(output):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_at_any_file_it_goes_on_to_the_same_bytes(whole, tmp_path, monkeypatch, before):
+def test_killed_at_any_file_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch, before):
+  build(tmp_path / "whole", 3)
+  whole = all_files(tmp_path / "whole")
   seen = set()
   number = 1
-  while killed(monkeypatch, number, before, lambda: build(tmp_path / str(number))):  # noqa: B023
+  while killed(monkeypatch, number, before, lambda: build(tmp_path / str(number), 3)):  # noqa: B023
     output = tmp_path / str(number)
     if (output / "plan.json").exists():
       seen.add(readable(output))
-    build(output)
+    build(output, 3)
     same(output, whole)
     number += 1
-  assert number == 1 + 1 + 6 * 3 + 3  # plan; three of each part; state, index, manifest
-  assert seen == ({None} if before else {None, 6})
+  assert number == 1 + 1 + 3 * 3 + 3  # plan; three of each part; state, index, manifest
+  assert seen == ({None} if before else {None, 3})
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_while_it_grows_it_is_the_old_or_the_new_or_refused(grown, tmp_path, monkeypatch, before):
-  build(tmp_path / "old")
+def test_killed_while_it_grows_it_is_the_old_or_the_new_or_refused(tmp_path, monkeypatch, before):
+  for count in (3, 5):
+    build(tmp_path / "grown", count)
+  grown = all_files(tmp_path / "grown")
+  build(tmp_path / "old", 3)
   seen = []
   number = 1
   while True:
     output = tmp_path / str(number)
     shutil.copytree(tmp_path / "old", output)
-    if not killed(monkeypatch, number, before, lambda: build(output, 9)):  # noqa: B023
+    if not killed(monkeypatch, number, before, lambda: build(output, 5)):  # noqa: B023
       break
     seen.append(readable(output))
-    build(output, 9)
+    build(output, 5)
     same(output, grown)
     number += 1
-  assert seen[:10] == [6] * 10  # plan and three parts: whoever trains does not see them
-  assert [n for n, following in itertools.pairwise(seen) if n != following] == ([6] if before else [6, None])
-  assert seen[-1] == (None if before else 9)
+  assert seen[:7] == [3] * 7  # plan and two parts: whoever trains does not see them
+  assert [n for n, following in itertools.pairwise(seen) if n != following] == ([3] if before else [3, None])
+  assert seen[-1] == (None if before else 5)
 
 
 def test_killed_again_and_again(whole, tmp_path, monkeypatch):
@@ -447,8 +452,8 @@ def test_a_damaged_plan_or_part_is_one_line(whole, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_end_with_the_same_bytes(tmp_path):
-  """Of a real process with two workers, which die with it; at moments over the whole length of a build."""
-  for i in range(32):
+  """Of a real process and its two workers: while they start, between parts and within them."""
+  for i in range(31):
     recordings.write(tmp_path / "in", f"pour/{i}", frames=40 + i, seed=i)
   command = [sys.executable, "-m", "egoscale_jax.cli", "prepare", "--source=egodex", f"--input={tmp_path}/in", "--image_size=90"]
   command += ["--validation=0.3", "--workers=2"]
@@ -457,26 +462,29 @@ def test_twenty_kills_at_random_moments_end_with_the_same_bytes(tmp_path):
     with open(tmp_path / "log", "w") as log:
       return subprocess.Popen([*command, f"--output={output}"], stdout=log, stderr=log, start_new_session=True)
 
-  began = time.monotonic()
+  def parts(output):
+    return len(list(output.glob("parts/*.json")))
+
   assert start(tmp_path / "whole").wait(600) == 0, (tmp_path / "log").read_text()
-  seconds = time.monotonic() - began
+  whole = all_files(tmp_path / "whole")
   rng = np.random.default_rng(0)
   output, done, finished = tmp_path / "out", [], 0
   for _ in range(20):
-    process = start(output)
-    time.sleep(rng.uniform(0.3, 1.0) * seconds)
+    process, wanted = start(output), parts(output) + rng.integers(0, 6)
+    while process.poll() is None and parts(output) < wanted:
+      time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.5))
     if process.poll() is None:
       os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    parts = len(list((output / "parts").glob("*.json"))) if output.exists() else 0
-    done.append(parts)
+    done.append(parts(output))
     if process.returncode == 0:  # it came to its end: from the start again
-      same(output, all_files(tmp_path / "whole"))
+      same(output, whole)
       shutil.rmtree(output)
       finished += 1
     elif (output / "plan.json").exists() and not (output / "manifest.json").exists():
       assert readable(output) is None
-  print(f"build of {seconds:.1f} s; parts done at each kill: {done}; came to its end {finished} times")
+  print(f"parts done of 31 at each kill: {done}; came to its end {finished} times")
   assert start(output).wait(600) == 0, (tmp_path / "log").read_text()
-  same(output, all_files(tmp_path / "whole"))
+  same(output, whole)
   assert verify.verify(output) == []
