@@ -3,14 +3,15 @@
   python benchmarks/build.py [--copies=6] [--input=../shared/recordings/egodex]
 
 The EgoDex recordings with a video below --input, each linked under several names to have enough to do; without them, simulated ones. The
-rates are of the parts after each worker's first (which loads what was compiled), by the times at which the parts were done; the seconds of
-the whole command are told beside them. Run it on a quiet machine.
+rates are of the parts after each worker's first (which loads what was compiled), by the times at which the parts were done: run it on a
+quiet machine. Frames per CPU second, of all processes together and without their start, say the same where it is not quiet.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -45,10 +46,10 @@ def simulate(folder, count):
 
 
 def decoder_rate(paths):
-  """Frames per second of one thread that decodes and reduces to RGB of the size stored, and of one that makes RGB of the full size too."""
+  """Frames per CPU second that are decoded and reduced to RGB of the size stored; and by way of RGB of the full size."""
   rates = []
   for full in (False, True):
-    frames, began = 0, time.perf_counter()
+    frames, began = 0, time.process_time()
     for path in paths:
       with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -59,23 +60,29 @@ def decoder_rate(paths):
             frame = frame.reformat(format="rgb24")
           frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
           frames += 1
-    rates.append(frames / (time.perf_counter() - began))
+    rates.append(frames / (time.process_time() - began))
   return rates
 
 
 def prepare(source, folder, output, workers, codec):
-  """-> frames/s of the parts after the first of each worker, frames/s of the whole command, bytes a frame of the clips' files."""
+  """-> frames/s of the parts after the first of each worker; frames; CPU seconds of all processes; bytes of the clips' files."""
   shutil.rmtree(output, ignore_errors=True)
   command = [sys.executable, "-m", "egoscale_jax.cli", "prepare", f"--source={source}", f"--input={folder}", f"--output={output}"]
-  began = time.perf_counter()
+  before = resource.getrusage(resource.RUSAGE_CHILDREN)
   subprocess.run([*command, f"--workers={workers}", f"--codec={codec}"], check=True, cwd=ROOT, capture_output=True)
-  seconds = time.perf_counter() - began
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
   parts = sorted((output / "parts").glob("*.json"), key=os.path.getmtime)
   frames = [sum(e.get("frames", 0) for e in json.loads(path.read_text())["entries"]) for path in parts]
-  first = workers - 1  # of the parts done, the last that counts as a start
-  steady = sum(frames[first + 1 :]) / (os.path.getmtime(parts[-1]) - os.path.getmtime(parts[first]))
+  rate = sum(frames[workers:]) / (os.path.getmtime(parts[-1]) - os.path.getmtime(parts[workers - 1]))
   size = sum(os.path.getsize(path) for path in pathlib.Path(shards.CLIPS.folder(output)).glob("*array_record-*"))
-  return steady, sum(frames) / seconds, size / sum(frames)
+  return rate, sum(frames), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, size
+
+
+def measure(source, few, many, output, workers, codec):
+  """-> frames/s, frames per CPU second without the start (the difference of two builds), bytes a frame."""
+  _, few_frames, few_seconds, _ = prepare(source, few, output, workers, codec)
+  rate, frames, seconds, size = prepare(source, many, output, workers, codec)
+  return rate, (frames - few_frames) / (seconds - few_seconds), size / frames
 
 
 def main():
@@ -97,13 +104,15 @@ def main():
       prepare(source, few, work / "out", workers, clips.JPEG)  # compiles, which is kept
     reduced, full = decoder_rate(sorted(few.rglob("*.mp4")))
     print(f"{count} recordings of {source}, load {os.getloadavg()[0]:.1f} at the start, {os.cpu_count()} cores")
-    print(f"decoder alone, one thread: {reduced:.0f} frames/s to RGB of {SIZE} pixels, {full:.0f} by way of RGB of the full size")
-    print("| codec | one worker, frames/s | two | ratio | two as a share of two decoders | whole command, one and two | bytes a frame |")
+    print(f"decoder alone: {reduced:.0f} frames a CPU second to RGB of {SIZE} pixels, {full:.0f} by way of RGB of the full size")
+    print(
+      "| codec | one worker, frames/s | two | ratio | frames a CPU second, one, two | share of the decoder's, one, two | bytes a frame |"
+    )
     print("|---|---|---|---|---|---|---|")
     for codec in (clips.JPEG, clips.H264):
-      one, two = (prepare(source, many, work / "out", workers, codec) for workers in (1, 2))
-      share = f"{one[0] / reduced:.0%}, {two[0] / reduced / 2:.0%}"
-      print(f"| {codec} | {one[0]:.0f} | {two[0]:.0f} | {two[0] / one[0]:.2f} | {share} | {one[1]:.0f}, {two[1]:.0f} | {one[2]:,.0f} |")
+      (one, one_cpu, size), (two, two_cpu, _) = (measure(source, few, many, work / "out", workers, codec) for workers in (1, 2))
+      cpu = f"{one_cpu:.0f}, {two_cpu:.0f} | {one_cpu / reduced:.0%}, {two_cpu / reduced:.0%}"
+      print(f"| {codec} | {one:.0f} | {two:.0f} | {two / one:.2f} | {cpu} | {size:,.0f} |", flush=True)
     print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 
