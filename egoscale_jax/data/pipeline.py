@@ -76,14 +76,14 @@ class Rows:
     names = set()
     windows = []
     for place, row in enumerate(rows):
-      window, errors = self._window(step, row, batch, place)
+      window, component, errors = self._window(step, row, batch, place)
       windows.append(window)
-      names.add(window.clip.episode)
+      names.add((component, window.clip.episode))  # two folders may have episodes of one name
       unreadable += errors
     return self._assembler.fill(batch, windows, position.astype(np.int32)), Info(len(names), tuple(unreadable))
 
   def _window(self, step, row, batch, place):
-    """Decodes the row's pictures into the batch -> its Window, and what was not readable on the way."""
+    """Decodes the row's pictures into the batch -> its Window, its component, and what was not readable on the way."""
     unit, member = divmod(row, self._mixture.unit)
     ordinal, window = self._order(step, unit)
     component, own = self._mixture(ordinal, member)
@@ -98,7 +98,7 @@ class Rows:
       except ValueError as error:
         errors.append(f"step {step}, row {row}: {error}; the clip after it stands in its place")
       else:
-        return made, errors
+        return made, component, errors
     raise UserError(f"{_NEIGHBOURS} clips in a row cannot be read: {errors[-1]}")
 
   def _read(self, component, own, member, skip):
