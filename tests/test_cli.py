@@ -8,7 +8,7 @@ import pytest
 import recordings
 from conftest import ROOT
 
-from egoscale_jax import cli
+from egoscale_jax import arguments, cli
 
 VERBS = ("simulate", "doctor", "prepare", "export", "retarget", "train", "evaluate", "view", "report")
 DEBUG = f"--config={ROOT}/configs/pretrain.py:debug"
@@ -39,7 +39,7 @@ def test_help_shows_one_example_that_parses(capsys, verb):
   code, out, _ = run(capsys, verb, "--help")
   assert code == 0
   example = re.search(rf"example:\n  egoscale ({verb} .*)", out).group(1)
-  cli._parser().parse_args([word for word in example.split() if not word.startswith("--config.")])
+  arguments.parser({f.__name__: f for f in cli.VERBS}).parse_args([word for word in example.split() if not word.startswith("--config.")])
 
 
 def test_help_lists_every_verb(capsys):

@@ -14,7 +14,6 @@ import threading
 import grain
 import jax
 import numpy as np
-from absl import logging
 
 from egoscale_jax.data import clips, examples, mixture, order
 from egoscale_jax.data.spec import Batch
@@ -77,14 +76,14 @@ class Rows:
     names = set()
     windows = []
     for place, row in enumerate(rows):
-      window, errors = self._window(step, row, batch, place)
+      window, component, errors = self._window(step, row, batch, place)
       windows.append(window)
-      names.add(window.clip.episode)
+      names.add((component, window.clip.episode))  # two folders may have episodes of one name
       unreadable += errors
     return self._assembler.fill(batch, windows, position.astype(np.int32)), Info(len(names), tuple(unreadable))
 
   def _window(self, step, row, batch, place):
-    """Decodes the row's pictures into the batch -> its Window, and what was not readable on the way."""
+    """Decodes the row's pictures into the batch -> its Window, its component, and what was not readable on the way."""
     unit, member = divmod(row, self._mixture.unit)
     ordinal, window = self._order(step, unit)
     component, own = self._mixture(ordinal, member)
@@ -99,7 +98,7 @@ class Rows:
       except ValueError as error:
         errors.append(f"step {step}, row {row}: {error}; the clip after it stands in its place")
       else:
-        return made, errors
+        return made, component, errors
     raise UserError(f"{_NEIGHBOURS} clips in a row cannot be read: {errors[-1]}")
 
   def _read(self, component, own, member, skip):
@@ -116,7 +115,10 @@ def _nbytes(clip):
 
 
 class Batches:
-  """Iterator over this process's part of the batches of steps first_step .. config.steps - 1; `info` is of the batch that came last."""
+  """Iterator over this process's part of the batches of steps first_step .. config.steps - 1; `info` is of the batch that came last.
+
+  What could not be read is in `info`, for the run to write down; too much of it ends the run.
+  """
 
   def __init__(self, config, assembler, first_step, process, processes):
     self.mixture = mixture.make(config)
@@ -165,8 +167,6 @@ class Batches:
     self.info = Info(sum(info.episodes for _, info in parts), unreadable)
     self._read += self._local
     self._unreadable += len(unreadable)
-    for line in unreadable:
-      logging.warning("unreadable: %s", line)
     if self._unreadable > max(_FORGIVEN, self._limit * self._read):
       raise UserError(
         f"config.data.unreadable: {self._unreadable} of {self._read} examples could not be read, expected at most a share of"

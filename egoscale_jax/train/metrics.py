@@ -38,6 +38,7 @@ class Metrics:
     line = {"step": step, **values, "episodes": info.episodes}
     if info.unreadable:
       line["unreadable"] = list(info.unreadable)
+      self.bar.write("\n".join(f"unreadable: {told}" for told in info.unreadable))
     if step % self.every == 0 or step == self.steps:
       seconds = (time.perf_counter() - self.start) / len(self.losses)
       line |= {

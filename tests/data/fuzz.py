@@ -7,6 +7,7 @@ import tempfile
 import time
 
 import numpy as np
+import pytest
 
 from egoscale_jax.data import schema
 from egoscale_jax.errors import UserError
@@ -72,6 +73,16 @@ def lines_of(source, folder, image_size=32):
     assert "\n" not in line
     assert line.startswith(str(folder)), line
   return lines
+
+
+def check_refused(read, folder, begins, cause):
+  """read(folder) ends in one line that begins so and names the cause."""
+  with pytest.raises(UserError) as error:
+    read(folder)
+  line = str(error.value)
+  assert line.startswith(str(begins))
+  assert cause in line
+  assert "\n" not in line
 
 
 ODD = (None, 3, -1, 1e300, "x", "", [], {}, [[1]], {"a": 1}, True)

@@ -64,12 +64,13 @@ def calibration(name=fisheye.NAME, params=PARAMS):
     "T_Device_Camera": {"Translation": T_DEVICE_CAMERA[:3, 3].tolist(), "UnitQuaternion": [w, [x, y, z]]},
     "Projection": {"Name": name, "Params": params},
   }
-  return {"tracking_timestamp_us": str(START_US), "CameraCalibrations": [camera], "ImageSizes": [["camera-rgb", [SIZE, SIZE]]]}
+  slam = camera | {"Label": "camera-slam-left"}
+  return {"tracking_timestamp_us": START_US, "CameraCalibrations": [slam, camera], "ImageSizes": [[640, 480], [SIZE, SIZE]]}
 
 
-def write(folder, name="walk", lost=((3, 1),), picture=None, uid=None, drop=(), **told):
+def write(folder, name="walk", lost=((3, 1),), picture=None, uid=None, drop=(), root=None, **told):
   """One recording -> its mps folder."""
-  root = folder / f"mps_{name}_vrs"
+  root = root or folder / f"mps_{name}_vrs"
   frames_s = (START_US + STEP_US * np.arange(FRAMES)) * 1e-6
   csv(root / "hand_tracking" / "hand_tracking_results.csv", hand_columns(world_points(), device_path(frames_s), lost))
   time_us = np.arange(START_US - 100_000, START_US + STEP_US * FRAMES + 100_000, 2500)
@@ -167,6 +168,30 @@ def test_projection_agrees_with_the_formula_written_out():
   np.testing.assert_allclose(fisheye.project(np.array(PARAMS), np.array([[x, y, z]]))[0], expected, atol=1e-9)
 
 
+def test_the_folder_of_a_hot3d_sequence(tmp_path):
+  """<sequence>/mps beside the sequence's own files, and a calibration that tells no picture's size: then it is the video's."""
+  sequence = tmp_path / "P0003_c701bd11"
+  xx = np.mgrid[:SIZE, :SIZE][1]
+  picture = np.repeat((xx % 255).astype(np.uint8)[..., None], 3, axis=2)
+  root = write(sequence, "mps", root=sequence / "mps", picture=picture)
+  for name in ("headset_trajectory.csv", "mano_hand_pose_trajectory.jsonl", "umetrack_hand_pose_trajectory.jsonl", "recording.vrs"):
+    (sequence / name).write_text("not read")
+  (recording,) = aria.find(tmp_path)
+  assert recording.id == "P0003_c701bd11/mps"
+  expected = aria.read(recording, 120)
+  np.testing.assert_allclose(expected.keypoints_Fx2xPx3[0, 0, 0], world_points()[0, 0, 0], atol=1e-5)
+  path = root / "slam" / "online_calibration.jsonl"
+  content = calibration()
+  del content["ImageSizes"]
+  path.write_text(json.dumps(content))
+  assert aria.read(recording, 120).jpeg_F == expected.jpeg_F
+  content["CameraCalibrations"][1]["Projection"]["Params"] = [3 * PARAMS[0], 3 * PARAMS[1], *PARAMS[2:]]
+  path.write_text(json.dumps(content))
+  message = r"mps\.mp4: .* the calibration tells no size, and its lens at \(357, 121\) is not in the middle of 240 x 240"
+  with pytest.raises(UserError, match=message):
+    aria.read(recording, 120)
+
+
 def edit(path, change):
   path.write_text(change(path.read_text()))
 
@@ -177,7 +202,7 @@ BAD = {
   "times": (dict(timestamps_us=[1, 2, 3]), "walk.json: timestamps_us are of 0.0 to 0.0 s, the hands of 5.0 to 5.9 s"),
   "count": (dict(timestamps_us=list(range(START_US, START_US + 10 * STEP_US, STEP_US))), "walk.mp4: 20 frames, expected 10"),
   "rotated": (dict(rotated=45), "walk.json: rotated is 45, expected 0, 90, 180 or 270"),
-  "camera": (dict(camera="camera-slam-left"), "online_calibration.jsonl: has no camera 'camera-slam-left'"),
+  "camera": (dict(camera="camera-slam-right"), "online_calibration.jsonl: has no camera 'camera-slam-right'"),
   "worlds": (dict(uid=["a", *["b"] * 479]), "closed_loop_trajectory.csv: has several graph_uid, each a world of its own"),
 }
 

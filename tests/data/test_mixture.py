@@ -2,6 +2,8 @@
 
 import collections
 import itertools
+import re
+import shutil
 import types
 
 import jax
@@ -10,7 +12,9 @@ import pytest
 import recordings
 import robots
 import tiny
+from conftest import ROOT
 
+from egoscale_jax import config as config_lib
 from egoscale_jax.data import manifest, mixture, pipeline, prepare, schema, slots, tokenizer
 from egoscale_jax.data.sources import lerobot
 from egoscale_jax.errors import UserError
@@ -174,3 +178,23 @@ def test_two_hands_cannot_share_a_slot(folders, shards):
   config = make_config({"h": dict(shards=str(folders / "human")), "s": dict(shards=str(shards))})
   with pytest.raises(UserError, match="statistics: found hand"):
     slots.gather(config)
+
+
+def test_the_examples_of_the_docs_load_and_deal_what_they_say(folders, tmp_path):
+  for path in (ROOT / "configs").glob("*.py"):
+    shutil.copy(path, tmp_path)
+  real = {"shards/egodex": "human", "shards/vitra": "human", "shards/human_play": "human", "shards/robot_play": "robot"}
+  configs = {}
+  for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL):
+    for name, folder in real.items():
+      code = code.replace(f'"{name}"', repr(str(folders / folder)))
+    name = re.search(r"--config=configs/(\w+)\.py", code)[1]
+    (tmp_path / f"{name}.py").write_text(code.replace("r1pro", "testbot"))
+    configs[name] = config_lib.parse([f"--config={tmp_path}/{name}.py:debug"])
+  pretrain = mixture.make(configs.pop("my_pretrain"))
+  assert weights(pretrain) == {"egodex (human)": pytest.approx(2 / 3), "wild (human)": pytest.approx(1 / 3)}  # here both are one folder
+  assert all(c.episodes < sum(map(len, LENGTHS.values())) for c in pretrain.components)
+  midtrain = configs.pop("my_midtrain")
+  assert weights(mixture.make(midtrain)) == {"play (pairs)": 0.8, "human (human)": 0.2}
+  assert list(slots.gather(midtrain)) == [26]
+  assert not configs

@@ -6,38 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dex3 import double, model, rest, wild_targets  # noqa: F401, the first is a fixture of all tests here
 
-from egoscale_jax.hands import costs, hand, implicit, keypoints, kinematics, spline
+from egoscale_jax.hands import costs, implicit, keypoints, spline
 
 WEIGHTS = costs.Weights(jerk=1e-4)  # smooth enough that a bound holds several coefficients in a row
 FRAMES, KNOT, RATE_HZ, ENOUGH, STEP = 12, 2, 30.0, 1000, 1e-5
-
-
-@pytest.fixture(autouse=True)
-def double():
-  with jax.enable_x64(True):
-    yield
-
-
-@functools.cache
-def model():
-  return hand.load("dex3", "right")
-
-
-def rest():
-  return 0.4 * model().lower_J + 0.6 * model().upper_J
 
 
 @functools.cache
 def problem():
   """Targets [21, 3, F], a direction in which they move, and what a loss asks of the joints [J, F].
 
-  Random poses plus 3 cm of noise, so that some joints end at their bounds; in every other frame the fingers begin to pinch.
+  Some joints end at their bounds; in every other frame the fingers begin to pinch.
   """
   rng = np.random.default_rng(3)
-  joints_FxJ = rng.uniform(model().lower_J, model().upper_J, (FRAMES, model().num_joints))
-  target_Px3xF = np.array(jax.jit(kinematics.keypoints, static_argnums=0)(model(), jnp.asarray(joints_FxJ))).transpose(1, 2, 0)
-  target_Px3xF += 0.03 * rng.normal(size=target_Px3xF.shape)
+  target_Px3xF = wild_targets(FRAMES, rng)
   thumb, index = keypoints.TIPS[:2]
   target_Px3xF[index, :, ::2] = target_Px3xF[thumb, :, ::2] + np.asarray([[0.014], [0.012], [0.013]])
   return target_Px3xF, rng.normal(size=target_Px3xF.shape), rng.normal(size=(model().num_joints, FRAMES))

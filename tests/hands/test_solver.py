@@ -5,37 +5,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from dex3 import double, model, rest, wild_targets  # noqa: F401, the first is a fixture of all tests here
 
-from egoscale_jax.hands import costs, hand, kinematics, solver, spline
+from egoscale_jax.hands import costs, solver, spline
 
 WEIGHTS = costs.Weights(velocity=1e-4, acceleration=1e-5)
 KNOT, RATE_HZ, ENOUGH = 2, 30.0, 600  # the steps of trajectories are short where fingers meet
 
 
-@pytest.fixture(autouse=True)
-def double():
-  with jax.enable_x64(True):
-    yield
-
-
-@functools.cache
-def model():
-  return hand.load("dex3", "right")
-
-
-def rest():
-  return np.asarray(0.4 * model().lower_J + 0.6 * model().upper_J, np.float64)
-
-
 @functools.cache
 def wild_aims(frames):
-  """What the hand can do plus 3 cm of noise: some joints end at their bounds."""
+  target_Px3xF = wild_targets(frames, np.random.default_rng(3))
   with jax.enable_x64(True):
-    rng = np.random.default_rng(3)
-    joints_FxJ = rng.uniform(model().lower_J, model().upper_J, (frames, model().num_joints))
-    target_Px3xF = np.asarray(kinematics.keypoints(model(), jnp.asarray(joints_FxJ))).transpose(1, 2, 0)
-    target_Px3xF = target_Px3xF + 0.03 * rng.normal(size=target_Px3xF.shape)
     return costs.aims(model(), WEIGHTS, jnp.asarray(target_Px3xF), jnp.ones((21, frames)), 1.0)
 
 

@@ -13,6 +13,10 @@ VRS is read by projectaria_tools alone (its `vrs_to_mp4` makes the mp4). The jso
   "person", "scene", "licence"
 
 The Episode has the rate of the hands. Facts are of the MPS documentation (facebookresearch.github.io/projectaria_tools) and its readers.
+
+HOT3D's sequences (<sequence>/mps/slam, then <sequence>/mps.mp4 and mps.json) are read so where hand tracking of MPS was run on their VRS.
+Their own hands are not: mano_hand_pose_trajectory.jsonl needs the MANO model, whose licence lets nobody pass it on, and
+umetrack_hand_pose_trajectory.jsonl the skinned hand in umetrack_hand_user_profile.json.
 """
 
 import json
@@ -183,17 +187,18 @@ def _camera(path, told, json_path):
     with open(path, encoding="utf-8") as file:
       lines = [line for line in file if line.strip()]
     content = json.loads(lines[len(lines) // 2])
-    camera = next(c for c in content["CameraCalibrations"] if c["Label"] == label)
-    sizes = dict(tuple(pair) for pair in content["ImageSizes"])
+    number, camera = next((i, c) for i, c in enumerate(content["CameraCalibrations"]) if c["Label"] == label)
+    # [w, [x, y, z]]: parseSe3dFromJson of projectaria_tools, core/calibration/loader/SensorCalibrationJson.cpp.
     w, (x, y, z) = camera["T_Device_Camera"]["UnitQuaternion"]
     place = checks.floats([[*camera["T_Device_Camera"]["Translation"], w, x, y, z]], (1, 7), path, "T_Device_Camera")
     name, params = camera["Projection"]["Name"], checks.floats(camera["Projection"]["Params"], (None,), path, "Params")
-    size = checks.floats(sizes[label], (2,), path, f"ImageSizes of {label}")
+    # [width, height] in the order of the cameras; none before version 1.1.0 of the trajectories (core/mps/OnlineCalibrationsReader.cpp).
+    size = checks.floats(content["ImageSizes"][number], (2,), path, f"ImageSizes of {label}") if "ImageSizes" in content else None
   except StopIteration as error:
     raise UserError(f"{path}: has no camera {label!r:.40}") from error
   except (ValueError, KeyError, TypeError, OSError, IndexError, RecursionError) as error:
     raise UserError(f"{path}: not an online_calibration.jsonl of MPS: {type(error).__name__} {checks.one_line(error)}") from error
-  if not (np.isfinite(params).all() and np.isfinite(place).all() and (size >= 1).all()):
+  if not (np.isfinite(params).all() and np.isfinite(place).all() and (size is None or (size >= 1).all())):
     raise UserError(f"{path}: {label} has a lens, a place or a size that is not finite or not positive")
   T_device_sensor = checks.poses_of_quat(place[:, :3], place[:, 3:], path, "T_Device_Camera")[0]
   turn = np.linalg.matrix_power(np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), turns)  # sensor from turned axes

@@ -8,6 +8,7 @@ import numpy as np
 
 NAME, PARAMS = "FisheyeRadTanThinPrism", 15
 FOV_DEGREES = 90.0  # of the pinhole pictures: inside of what the lens sees, 110 degrees
+_OFF_CENTRE = 0.1  # of the picture's size, from its middle to the lens: real ones are off by 0.03
 _FINER = 1.5  # the picture that is sampled is reduced to so many times the resolution of the result, so that nothing is skipped
 
 
@@ -32,12 +33,21 @@ def pinhole(side):
 
 
 class Lens:
-  """For video.decode: undoes the lens by sampling; turn [3, 3] takes the axes of the (turned) picture to the sensor's."""
+  """For video.decode: undoes the lens by sampling; turn [3, 3] takes the axes of the (turned) picture to the sensor's.
+
+  size: width, height of the calibration's pictures; None: the video's own, ValueError where the lens is not of such pictures.
+  """
 
   def __init__(self, params, size, turn, image_size):
     self._params, self._size, self._turn, self._image_size = params, size, turn, image_size
 
   def __call__(self, width, height):
+    if self._size is None:
+      self._size = np.array([width, height] if abs(self._turn[0, 0]) > 0.5 else [height, width], np.float64)
+      off = np.abs(self._params[1:3] / self._size - 0.5)
+      if off.max() > _OFF_CENTRE:
+        x, y = self._params[1:3]
+        raise ValueError(f"the calibration tells no size, and its lens at ({x:.0f}, {y:.0f}) is not in the middle of {width} x {height}")
     side = min(self._image_size, width, height)
     scale = min(1.0, _FINER * side / min(width, height))
     reduced = (round(height * scale), round(width * scale))

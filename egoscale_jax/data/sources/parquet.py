@@ -1,12 +1,38 @@
 """Tables of parquet files for the readers; pyarrow is imported when one is read."""
 
+import contextlib
 import functools
 import os
+import resource
 
 import numpy as np
 
 from egoscale_jax.data.sources import checks
 from egoscale_jax.errors import UserError
+
+MAX_BYTES = 4_000_000_000  # that reading one file may take; LeRobot's files hold 100 MB
+MAX_NUMBERS = 200_000_000  # of a column: checks.MAX_FRAMES of a hundred numbers each
+
+
+@contextlib.contextmanager
+def _bounded():
+  """Within it no more than MAX_BYTES are allocated on top of what this process has; what wants more is a MemoryError.
+
+  Run lengths and dictionaries let 600 bytes of a file stand for terabytes, and the counts that would tell so before are in the metadata of
+  row groups (see `table`). So the allocation is refused, not the count. Only on Linux; elsewhere there is no bound.
+  """
+  if not os.path.exists("/proc/self/statm"):
+    yield
+    return
+  with open("/proc/self/statm", encoding="ascii") as file:
+    limit = int(file.read().split()[0]) * resource.getpagesize() + MAX_BYTES
+  soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+  bounds = [limit, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)]
+  resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def table(path, wanted=None, episode=None):
@@ -18,7 +44,7 @@ def table(path, wanted=None, episode=None):
   checks.readable(path)
   stat = os.stat(path)
   try:
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with _bounded(), pyarrow.parquet.ParquetFile(path) as file:
       # Of the file's own metadata no more is asked: pyarrow 26 ends the process where that of a row group is damaged.
       if not 0 <= file.metadata.num_rows <= checks.MAX_FRAMES:
         raise UserError(f"{path}: {file.metadata.num_rows} rows, expected at most {checks.MAX_FRAMES}")
@@ -28,7 +54,9 @@ def table(path, wanted=None, episode=None):
       groups = [i for i, there in enumerate(_episodes_of_groups(path, stat.st_size, stat.st_mtime_ns)) if episode in there]
       read = _valid(file.read_row_groups(groups, columns=names, use_threads=False))
       return read.filter(pyarrow.compute.equal(read.column("episode_index"), episode))
-  except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, MemoryError) as error:
+  except MemoryError as error:
+    raise UserError(f"{path}: its values take more than {MAX_BYTES} bytes of memory, expected less") from error
+  except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
     raise UserError(f"{path}: not a readable parquet file: {checks.one_line(error)}") from error
 
 
@@ -64,6 +92,8 @@ def numbers(read, name, path) -> np.ndarray:
         raise UserError(f"{path}: {name} holds lists of {widths[:3]} numbers, expected as many at every frame")
       width, column = widths[0], column.flatten()
       kind = column.type
+    if len(column) > MAX_NUMBERS:  # a bit each in the file, eight bytes each here
+      raise UserError(f"{path}: {name} holds {len(column)} numbers, expected at most {MAX_NUMBERS}")
     if not (pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind)):
       raise UserError(f"{path}: {name} is {kind}, expected numbers or lists of numbers")
     values = column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)

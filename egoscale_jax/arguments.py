@@ -1,0 +1,132 @@
+"""The options of `egoscale VERB`, each verb with one example that works; cli.py does what they ask for."""
+
+import argparse
+import os
+
+SOURCES = ("aria", "egodex", "egoverse", "landmarks", "lerobot", "openego", "rlds", "simulated", "vitra")  # the readers of data/sources
+
+
+def parser(functions):
+  """functions: {verb: what it does with the parsed arguments}."""
+  parser = argparse.ArgumentParser(
+    prog="egoscale", description="From egocentric human video to a dexterous robot policy.", allow_abbrev=False
+  )
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+  def verb(name, summary, example):
+    sub = verbs.add_parser(
+      name,
+      help=summary,
+      description=summary,
+      epilog=f"example:\n  {example}",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+    )
+    sub.set_defaults(function=functions[name])
+    return sub
+
+  def recordings(sub, required=True):
+    sub.add_argument("--source", required=required, choices=SOURCES, help="the format of the recordings")
+    sub.add_argument("--input", required=required, metavar="DIR", help="folder of recordings")
+    sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
+
+  sub = verb("simulate", "Write simulated recordings in EgoDex's format.", "egoscale simulate --output=recordings --episodes=20")
+  sub.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+  sub.add_argument("--episodes", type=int, default=20, metavar="N", help="how many (default 20); the tasks take turns")
+  sub.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same recordings (default 0)")
+  sub.add_argument("--image_size", type=int, default=96, metavar="PIXELS", help="side of the square frames (default 96)")
+  sub.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")
+
+  sub = verb(
+    "doctor", "Check recordings, and list those to leave out.", "egoscale doctor --source=egodex --input=recordings --output=doctor.json"
+  )
+  recordings(sub, required=False)
+  sub.add_argument("--shards", metavar="DIR", help="in place of --source and --input: is a folder of `egoscale prepare` whole")
+  sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
+  sub.add_argument("--html", metavar="FILE", help="the page to write: a table of the findings, and pictures of the worst episodes")
+  sub.add_argument("--hand", metavar="NAME", help="retarget humans to this hand too, for the findings of the labels (slower)")
+  sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
+
+  sub = verb(
+    "prepare", "Recordings to shards: read, check, label, store.", "egoscale prepare --source=egodex --input=recordings --output=shards"
+  )
+  recordings(sub)
+  sub.add_argument("--exclude", metavar="FILE", help="recordings to leave out, a list that `egoscale doctor` wrote")
+  sub.add_argument(
+    "--output", required=True, metavar="DIR", help="a folder for the shards; a build that was stopped goes on, new recordings are added"
+  )
+  sub.add_argument(
+    "--hand",
+    metavar="NAME",
+    help="robot hand to retarget humans to (default sharpa_wave), or that a recorded robot has (default: its own)",
+  )
+  sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
+  sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
+  sub.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="share of the scenes held out (default 0.1)")
+  sub.add_argument("--stride", type=int, default=1, metavar="N", help="store every N-th picture (default 1); labels stay at the full rate")
+  sub.add_argument("--images", type=int, default=16, metavar="N", help="pictures a record (default 16)")
+  sub.add_argument("--codec", default="jpeg", choices=("jpeg", "h264"), help="of the pictures (default jpeg; h264: smaller, slower)")
+  sub.add_argument("--beam", default="", metavar="OPTIONS", help="build on Apache Beam: its options, e.g. --beam='--runner=DirectRunner'")
+
+  sub = verb(
+    "export",
+    "Recordings to a data set of another format.",
+    "egoscale export --to=lerobot --source=egodex --input=recordings --output=out",
+  )
+  recordings(sub)
+  sub.add_argument("--to", required=True, choices=("lerobot",), help="LeRobot 3.0")
+  sub.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+  sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
+  sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
+
+  sub = verb(
+    "retarget",
+    "Human hand keypoints to the joints of a robot hand.",
+    "egoscale retarget --hand=sharpa_wave --side=right --keypoints=keypoints.npy --output=joints.npz",
+  )
+  sub.add_argument("--hand", default="sharpa_wave", metavar="NAME|FILE", help="a built-in hand, or a .urdf or .xml (default sharpa_wave)")
+  sub.add_argument("--side", required=True, choices=("left", "right"), help="of the human and of the robot hand")
+  sub.add_argument(
+    "--keypoints", required=True, metavar="FILE", help=".npy [frames, 21, 3] in metres; .npz: `keypoints` and, if any, `confidence`"
+  )
+  sub.add_argument("--output", required=True, metavar="FILE", help="the .npz to write; `egoscale view` draws it")
+  sub.add_argument("--fingers", metavar="thumb:LINK,…", help="the links or sites of the fingertips, if the hand's file does not tell")
+  sub.add_argument("--scale", type=float, metavar="X", help="robot's size over the human's (default: from the keypoints)")
+  sub.add_argument("--rate", type=float, default=30.0, metavar="HZ", help="frames a second (default 30)")
+
+  config_help = "a config, then its overrides: --config=configs/X.py[:debug] --config.key=value ..."
+  sub = verb(
+    "train",
+    "Train, or go on with what is in the work directory.",
+    "egoscale train --config=configs/pretrain.py:debug --workdir=runs/try --config.data.shards=shards",
+  )
+  sub.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics.jsonl and all that a later stage needs")
+  sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help)
+
+  sub = verb(
+    "evaluate",
+    "Validation with fixed noise: validation.json and a picture in the work directory.",
+    "egoscale evaluate --config=configs/pretrain.py:debug --workdir=runs/try",
+  )
+  sub.add_argument("--workdir", required=True, metavar="DIR", help="a work directory of `egoscale train`")
+  sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help + " (its validation and data.shards are used)")
+
+  sub = verb(
+    "view",
+    "Frames with projected keypoints; with --workdir the true and the predicted chunks too; human and robot hand of a result.",
+    "egoscale view --input=shards --output=hands.mp4",
+  )
+  sub.add_argument("--input", required=True, metavar="PATH", help="a shards folder, a recording's .hdf5, or an .npz of retarget")
+  sub.add_argument("--source", choices=SOURCES, help="--input is a folder of recordings of this format")
+  sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
+  sub.add_argument("--output", required=True, metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
+  sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a folder (default 0)")
+  sub.add_argument("--workdir", metavar="DIR", help="a work directory of `egoscale train`")
+
+  sub = verb(
+    "report", "One self-contained page on a run.", "egoscale report --workdir=runs/try --shards=shards --output=runs/try/report.html"
+  )
+  sub.add_argument("--workdir", required=True, metavar="DIR", help="a work directory of `egoscale train`")
+  sub.add_argument("--shards", required=True, metavar="DIR", help="the shards that it was trained on")
+  sub.add_argument("--output", required=True, metavar="FILE", help="the .html to write")
+  return parser
