@@ -96,7 +96,7 @@ def speed(folder, examples):
   """-> (examples a CPU second, different episodes a batch)."""
   config = make_config(folder, batch_size=256, steps=10**9, **{"data.prefetch_bytes": 2**28})
   batches = open_batches(config)
-  for _ in range(70):  # until every row has changed its records once
+  for _ in range(140):  # until every row has changed all its records once
     next(batches)
   began, episodes, steps = time.process_time(), [], max(examples // 256, 1)
   for _ in range(steps):

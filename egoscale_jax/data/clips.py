@@ -61,7 +61,7 @@ class Clip:
       return self.decoded[camera][image]
     data = self.picture(camera * self.num_images + image)
     if out_YxXx3 is not None and simplejpeg.decode_jpeg_header(data)[:2] == out_YxXx3.shape[:2]:
-      simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out_YxXx3)
+      simplejpeg.decode_jpeg(data, "RGB", buffer=out_YxXx3)
       return out_YxXx3
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
@@ -193,6 +193,14 @@ def read_labels(data: bytes) -> tuple[dict, schema.Labels]:
   return values | arrays, labels
 
 
+@functools.cache
+def _layout(of_clips: bool):
+  """(name, dtype, its bytes, shape for reshape or None where it has the joints' number) of every array of a record."""
+  table = spec.CLIP_NUMBERS if of_clips else spec.EPISODE_NUMBERS
+  shapes = {name: None if "J" in shape else tuple(-1 if n is None else n for n in shape) for name, (_, shape) in table.items()}
+  return tuple((name, np.dtype(dtype), np.dtype(dtype).itemsize, shapes[name]) for name, (dtype, _) in table.items())
+
+
 def _decode(data, numbers, texts):
   """-> ({name: text}, {name: array})."""
   found = example.parse(data)
@@ -201,12 +209,12 @@ def _decode(data, numbers, texts):
     arrays = {}
     begin, end = found["valid"]
     rows = (end - begin) // 2  # F: one byte a hand
-    for name, (dtype, shape) in numbers.items():
+    for name, dtype, size, shape in _layout(numbers is spec.CLIP_NUMBERS):
       begin, end = found[name]
-      if "J" in shape:
+      array = np.frombuffer(data, dtype, (end - begin) // size, begin)
+      if shape is None:  # of joints
         shape = (rows, 2, (end - begin) // (8 * rows) if rows else 0)
-      array = np.frombuffer(data, dtype, (end - begin) // np.dtype(dtype).itemsize, begin)
-      arrays[name] = array.reshape([-1 if n is None else n for n in shape]) if shape else array[0]
+      arrays[name] = array.reshape(shape) if shape else array[0]
   except (KeyError, IndexError, UnicodeDecodeError, ValueError) as error:
     raise ValueError(f"not a record of this version: {error!r}") from error
   return values, arrays | {spec.CLIP_PICTURES: found.get(spec.CLIP_PICTURES, [])}

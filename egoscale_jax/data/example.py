@@ -42,7 +42,11 @@ def _values(data, position, end):
   """The values of a BytesList; a loop of its own, for a clip has one a picture, and nearly all their lengths take two or three bytes."""
   values = []
   while position < end:
-    length, position = _varint(data, position + 1)  # after the tag, which has one byte
+    low, high = data[position + 1], data[min(position + 2, end - 1)]  # after the tag, which has one byte
+    if low >= 128 > high:
+      length, position = low & 127 | high << 7, position + 3
+    else:
+      length, position = _varint(data, position + 1)
     values.append(position)
     position += length
     values.append(position)

@@ -68,6 +68,7 @@ class Assembler:
   def __init__(self, data, model, prompt: tokenizer.Prompt, slots: dict[int, Slot]):
     self.data, self.model, self.slots = data, model, slots
     self._prompt = functools.lru_cache(maxsize=65536)(prompt)  # data sets repeat their instructions
+    self._find = functools.cache(self._find_cameras)
     self._prompt_of, self._buffers = prompt, Buffers()
     # Read once: a look-up in a ConfigDict costs as much as a row's share of everything else.
     self._size, self._cameras, self._slot_of = tuple(data.image_size), tuple(data.cameras), dict(data.slots)
@@ -104,8 +105,7 @@ class Assembler:
 
   def decode(self, window: Window, batch: Batch, row: int):
     """The window's pictures, into the batch; ValueError where one is damaged."""
-    for place, name in enumerate(self._cameras):
-      camera = self._camera(window.clip, name)
+    for place, camera in enumerate(self._find(window.clip.cameras)):
       picture_YxXx3 = batch.image_BxCxYxXx3[row, place]
       if camera is None:
         picture_YxXx3[:] = 0
@@ -113,10 +113,10 @@ class Assembler:
         transforms.decode_into(window.clip, window.image, camera, picture_YxXx3)
         batch.image_mask_BxC[row, place] = True
 
-  def _camera(self, clip, name):
-    if name in clip.cameras:
-      return clip.cameras.index(name)
-    return 0 if name == FIRST else None
+  def _find_cameras(self, names) -> tuple[int | None, ...]:
+    """Where each camera of the config is among those of a clip."""
+    first = {FIRST: 0}
+    return tuple(names.index(name) if name in names else first.get(name) for name in self._cameras)
 
   def fill(self, batch: Batch, windows: list[Window], position_B) -> Batch:
     """All but the pictures."""
@@ -172,19 +172,20 @@ def gather(windows: list[Window], horizon: int, stride: int):
 
   Steps past the last frame are not valid; what stands there is the last frame's.
   """
-  steps = stride * np.arange(horizon + 1)
-  parts = []
-  for window in windows:
+  steps, rows = stride * np.arange(horizon + 1), len(windows)
+  wrist = np.empty((rows, horizon + 1, 2, 4, 4), np.float32)
+  joints = np.empty((rows, horizon + 1, *windows[0].clip.joints_Fx2xJ.shape[1:]), np.float32)
+  valid, residual = np.empty((rows, horizon + 1, 2), bool), np.empty((rows, horizon + 1, 2), np.float32)
+  for row, window in enumerate(windows):
     clip, frame = window.clip, window.frame
     last = len(clip.valid_Fx2) - 1
-    if frame + steps[-1] <= last:
-      take = slice(frame, frame + int(steps[-1]) + 1, stride)
-      parts.append((clip.T_world_wrist_Fx2x4x4[take], clip.joints_Fx2xJ[take], clip.valid_Fx2[take], clip.residual_m_Fx2[take]))
-    else:
-      frames = np.minimum(frame + steps, last)
-      valid = clip.valid_Fx2[frames] & (frame + steps <= last)[:, None]
-      parts.append((clip.T_world_wrist_Fx2x4x4[frames], clip.joints_Fx2xJ[frames], valid, clip.residual_m_Fx2[frames]))
-  return tuple(np.stack(arrays) for arrays in zip(*parts))
+    inside = frame + stride * horizon <= last
+    take = slice(frame, frame + stride * horizon + 1, stride) if inside else np.minimum(frame + steps, last)
+    wrist[row], joints[row] = clip.T_world_wrist_Fx2x4x4[take], clip.joints_Fx2xJ[take]
+    valid[row], residual[row] = clip.valid_Fx2[take], clip.residual_m_Fx2[take]
+    if not inside:
+      valid[row] &= (frame + steps <= last)[:, None]
+  return wrist, joints, valid, residual
 
 
 def make_assembler(config, prompt, stats: dict[int, statistics.Statistics]) -> Assembler:

@@ -8,7 +8,7 @@ processes, and with a mixture it can leave a process with one data set only.)
 
 import collections
 import dataclasses
-import functools
+import gc
 import threading
 
 import grain
@@ -32,21 +32,28 @@ class Info:
 
 
 class Cache:
-  """Records that have windows left, the most recently used ones up to a number of bytes; safe for threads."""
+  """Records that have windows left, the most recently used ones up to a number of bytes; safe for threads.
 
-  def __init__(self, limit: int):
-    self._limit, self._size, self._lock, self._held = limit, 0, threading.Lock(), collections.OrderedDict()
+  What has been taken `uses` times leaves at once: its memory serves the next record, where fresh memory costs a page fault every 4 kB.
+  """
+
+  def __init__(self, limit: int, uses: int):
+    self._limit, self._uses, self._size, self._lock, self._held = limit, uses, 0, threading.Lock(), collections.OrderedDict()
 
   def get(self, key, read):
-    """read() -> (value, its bytes)."""
+    """read(*key) -> (value, its bytes)."""
     with self._lock:
       if key in self._held:
-        self._held.move_to_end(key)
-        return self._held[key][0]
-    value, size = read()  # not under the lock: two threads may read one record, and both get the same
+        value, size, left = self._held.pop(key)
+        if left > 1:
+          self._held[key] = (value, size, left - 1)  # at the end: used last
+        else:
+          self._size -= size
+        return value
+    value, size = read(*key)  # not under the lock: two threads may read one record, and both get the same
     with self._lock:
-      if key not in self._held:
-        self._held[key] = (value, size)
+      if key not in self._held and self._uses > 1:
+        self._held[key] = (value, size, self._uses - 1)
         self._size += size
         while self._size > self._limit and len(self._held) > 1:
           self._size -= self._held.popitem(last=False)[1][1]
@@ -60,13 +67,13 @@ class Rows:
     self._seed, self._size, self._mixture, self._assembler = config.seed, config.batch_size, mixed, assembler
     self._windows = config.data.windows
     self._order = order.Order(config.batch_size // mixed.unit, config.data.windows, config.data.mix, config.seed)
-    self._cache_bytes, self._cache = cache_bytes, Cache(cache_bytes)
+    self._cache_bytes, self._cache = cache_bytes, Cache(cache_bytes, config.data.windows)
 
   def __getstate__(self):
     return self.__dict__ | {"_cache": None}  # a worker process begins with an empty one
 
   def __setstate__(self, state):
-    self.__dict__.update(state, _cache=Cache(state["_cache_bytes"]))
+    self.__dict__.update(state, _cache=Cache(state["_cache_bytes"], state["_windows"]))
 
   def __call__(self, step: int, first: int, last: int) -> tuple[Batch, Info]:
     """Rows first .. last - 1 of the global batch."""
@@ -89,11 +96,9 @@ class Rows:
     component, own = self._mixture(ordinal, member)
     errors = []
     for skip in range(_NEIGHBOURS):
-      read = functools.partial(self._read, component, own, member, skip)
       try:
-        clip = self._cache.get((component, own, member, skip), read)
-        image = order.images(clip.num_images, self._windows, self._seed, own)[window]
-        made = examples.Window(clip, image)
+        clip, images = self._cache.get((component, own, member, skip), self._read)
+        made = examples.Window(clip, images[window])
         self._assembler.decode(made, batch, place)
       except ValueError as error:
         errors.append(f"step {step}, row {row}: {error}; the clip after it stands in its place")
@@ -102,10 +107,10 @@ class Rows:
     raise UserError(f"{_NEIGHBOURS} clips in a row cannot be read: {errors[-1]}")
 
   def _read(self, component, own, member, skip):
-    """-> a clip and its bytes."""
+    """-> (a clip, the pictures at which its windows begin), and its bytes."""
     split, number = self._mixture.components[component].find(own, member, self._seed, skip)
     clip = split[number]
-    return clip, _nbytes(clip)
+    return (clip, order.images(clip.num_images, self._windows, self._seed, own)), _nbytes(clip)
 
 
 def _nbytes(clip):
@@ -127,6 +132,9 @@ class Batches:
       what = f"a multiple of the {processes} processes" + (" x 2, since aligned pairs are in the mixture" if self.mixture.unit > 1 else "")
       raise UserError(f"config.batch_size: found {config.batch_size}, expected {what}")
     self._local = config.batch_size // processes
+    # What is there already, all of JAX, is no garbage: else the collector walks over it again and again while rows are made (3 % of them).
+    gc.collect()
+    gc.freeze()
     self._iterator = iter(self._stream(config, assembler, first_step, process * self._local))
 
   def _stream(self, config, assembler, first_step, first_row):

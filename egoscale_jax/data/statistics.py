@@ -39,7 +39,10 @@ class Normalizer:
   observed_A: np.ndarray  # bool; False: no valid value in the data, low and high are -1 and 1 then
 
   def normalize(self, action):
-    return 2.0 * (action - self.low_A) / (self.high_A - self.low_A) - 1.0
+    normal = action - self.low_A
+    normal *= 2.0 / (self.high_A - self.low_A)  # in place: a batch of chunks is megabytes
+    normal -= 1.0
+    return normal
 
   def denormalize(self, action):
     return 0.5 * (action + 1.0) * (self.high_A - self.low_A) + self.low_A
