@@ -18,7 +18,7 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.3",
     "array-record>=0.8.3",
-    "av>=16",
+    "av>=18",
     "datasketches>=5.2",
     "einops>=0.8",
     "etils[epath]>=1.13",

@@ -57,8 +57,8 @@ def decoder_rate(paths):
         height, width = video.fit(stream.width, stream.height, SIZE)
         for frame in container.decode(stream):
           if full:
-            frame = frame.reformat(format="rgb24")
-          frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+            frame = frame.reformat(format="rgb24", threads=1)
+          frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
           frames += 1
     rates.append(frames / (time.process_time() - began))
   return rates

@@ -244,7 +244,7 @@ def decode_h264(data, count: int) -> list[np.ndarray]:
       if not container.streams.video:
         raise ValueError("a file without a video")
       container.streams.video[0].thread_type = "NONE"
-      rgb_N = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+      rgb_N = [frame.reformat(format="rgb24", threads=1).to_ndarray() for frame in container.decode(video=0)]
   except av.FFmpegError as error:
     raise ValueError(f"not a readable video: {error}") from error
   if len(rgb_N) != count:
