@@ -16,7 +16,18 @@ def model():
         layers=16, width=2048, heads=16, kv_heads=8, head_dim=128, mlp=6144, vocab=151936, rope_theta=5e6, mrope_sections=(24, 20, 20)
       ),
       mixer=dict(layers=4, heads=32, head_dim=64, mask_padding=True),
-      expert=dict(layers=32, heads=32, head_dim=48, output=1024, embodiments=32, max_positions=1024, time_buckets=1000, state_dropout=0.2),
+      expert=dict(
+        layers=32,
+        text_every=2,
+        heads=32,
+        head_dim=48,
+        output=1024,
+        embodiments=32,
+        max_positions=1024,
+        time_buckets=1000,
+        mask_actions=True,
+        state_dropout=0.2,
+      ),
       horizon=40,
       action_dim=132,
       state_dim=132,
@@ -84,7 +95,18 @@ def debug(config):
   m.vision = dict(depth=2, width=64, heads=4, mlp=128, patch=16, merge=2, temporal_patch=2, position_side=8, deepstack=(0,))
   m.language = dict(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=128, vocab=512, rope_theta=5e6, mrope_sections=(4, 2, 2))
   m.mixer = dict(layers=1, heads=4, head_dim=16, mask_padding=True)
-  m.expert = dict(layers=4, heads=4, head_dim=32, output=128, embodiments=2, max_positions=64, time_buckets=1000, state_dropout=0.2)
+  m.expert = dict(
+    layers=4,
+    text_every=2,
+    heads=4,
+    head_dim=32,
+    output=128,
+    embodiments=2,
+    max_positions=64,
+    time_buckets=1000,
+    mask_actions=True,
+    state_dropout=0.2,
+  )
   m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
   config.data.update(image_size=(64, 64), threads=2, slots=dict(human=0))
   config.batch_size = 16

@@ -15,7 +15,7 @@ from egoscale_jax.models import action_expert, flow, language, vision
 class Features:
   """What the expert reads, computed once an observation."""
 
-  feature_BxLxD: jax.Array
+  memory: tuple[jax.Array, jax.Array]  # keys and values [B, L, M, N, H] of the M blocks that read the features
   token_mask_BxL: jax.Array
   is_image_BxL: jax.Array
 
@@ -37,32 +37,51 @@ class VLA(nn.Module):
     """Batch -> Features. An absent image's tokens are masked; so is padding."""
     b, c, y, x = batch.image_BxCxYxXx3.shape[:4]
     cell = self.config.vision.patch * self.config.vision.merge
-    image_tokens, taps = self.vision(batch.image_BxCxYxXx3.reshape(b * c, y, x, 3))
-    is_image = batch.token_BxL == self.config.image_token
+    v = self.config.vision
+    cut = vision.patches(batch.image_BxCxYxXx3.reshape(b * c, y, x, 3), v.patch, v.merge, v.temporal_patch)
+    tokens, taps = self.vision(cut, (y // v.patch, x // v.patch))
+    rows = lambda a: a.reshape(b, -1, a.shape[-1])  # noqa: E731  # an example's images, one after the other
     present = jnp.repeat(batch.image_mask_BxC, (y // cell) * (x // cell), axis=1)
+    grid = jnp.broadcast_to(jnp.asarray([y // cell, x // cell]), (b, c, 2))
+    hidden, token_mask, is_image = self.read(
+      batch.token_BxL, batch.token_mask_BxL, rows(tokens), [rows(tap) for tap in taps], present, grid
+    )
+    return self.remember(self.mixer(hidden, token_mask, train), token_mask, is_image)
+
+  def read(self, token_BxL, token_mask_BxL, image_BxIxD, taps_BxIxD, present_BxI, grid_BxCx2):
+    """Text and image tokens -> the decoder's output [B, L, D], which tokens are there and which are an image's [B, L].
+
+    An example's image tokens stand in the I axis in their order, whatever the grid [rows, cols] of each image; unused places may follow.
+    """
+    is_image = (token_BxL == self.config.image_token) & token_mask_BxL
     place = jnp.maximum(jnp.cumsum(is_image, axis=1) - 1, 0)  # which image token stands here
-    token_mask = batch.token_mask_BxL & (~is_image | jnp.take_along_axis(present, place, axis=1))
+    token_mask = token_mask_BxL & (~is_image | jnp.take_along_axis(present_BxI, place, axis=1))
 
-    def scatter(tokens):  # [B * C, L', D] -> [B, L, D], zero off the image tokens
-      tokens = tokens.reshape(b, -1, tokens.shape[-1])
-      return jnp.where(is_image[..., None], jnp.take_along_axis(tokens, place[..., None], axis=1), 0)
+    def scatter(tokens_BxIxD):  # -> [B, L, D], zero off the image tokens
+      return jnp.where(is_image[..., None], jnp.take_along_axis(tokens_BxIxD, place[..., None], axis=1), 0)
 
-    embedded = jnp.where(is_image[..., None], scatter(image_tokens), self.language.embed(batch.token_BxL))
-    hidden = self.language(embedded, [scatter(tap) for tap in taps], is_image, token_mask, (y // cell, x // cell))
-    return Features(self.mixer(hidden, token_mask, train), token_mask, is_image)
+    embedded = jnp.where(is_image[..., None], scatter(image_BxIxD), self.language.embed(token_BxL))
+    position = language.mrope_positions(is_image, token_mask, grid_BxCx2)
+    return self.language(embedded, [scatter(tap) for tap in taps_BxIxD], position, token_mask), token_mask, is_image
+
+  def remember(self, feature_BxLxD, token_mask_BxL, is_image_BxL):
+    """The mixer's output -> Features."""
+    return Features(self.expert.remember(feature_BxLxD), token_mask_BxL, is_image_BxL)
 
   def velocity(self, features, batch, x_BxTxA, time_B, train=False):
-    """Velocity [B, T, A] float32 at (x_t, t). Masked action values are zeroed before they are read, masked steps are not attended to."""
-    x_BxTxA = jnp.where(batch.action_mask_BxTxA, x_BxTxA, 0.0)
+    """Velocity [B, T, A] float32 at (x_t, t). Masked action values are zeroed before they are read, masked steps are not attended to.
+
+    B may be a multiple of the features' batch: the draws of an example stand together.
+    """
     out = self.expert(
-      features.feature_BxLxD,
+      features.memory,
       features.token_mask_BxL,
       features.is_image_BxL,
       batch.state_BxS,
       batch.state_mask_B,
       batch.embodiment_B,
       x_BxTxA,
-      jnp.any(batch.action_mask_BxTxA, axis=-1),
+      batch.action_mask_BxTxA,
       time_B,
       train,
     )
@@ -82,8 +101,7 @@ def loss(model, params, batch, seed, draws, train=True):
   features = model.apply(params, batch, train, method=VLA.features, rngs={"dropout": dropout_features})
 
   key_B = jax.vmap(lambda key: jax.random.split(key, draws))(key_B).reshape(-1)  # [B * draws], an example's draws together
-  repeat = lambda tree: jax.tree.map(lambda a: jnp.repeat(a, draws, axis=0), tree)  # noqa: E731
-  batch, features = repeat(dataclasses.replace(batch, image_BxCxYxXx3=None, token_BxL=None)), repeat(features)
+  batch = jax.tree.map(lambda a: jnp.repeat(a, draws, axis=0), dataclasses.replace(batch, image_BxCxYxXx3=None, token_BxL=None))
   noise_key, time_key = jnp.moveaxis(jax.vmap(jax.random.split)(key_B), 1, 0)
   action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
   noise = flow.sample_noise(noise_key, action.shape[1:])

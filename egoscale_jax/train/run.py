@@ -54,8 +54,6 @@ def make_run(config, text_tokenizer, stats, devices=None):
   height, width = config.data.image_size
   if height % cell or width % cell:
     raise UserError(f"config.data.image_size: found {(height, width)}, expected multiples of patch x merge = {cell}")
-  if config.model.expert.layers % 4:
-    raise UserError(f"config.model.expert.layers: found {config.model.expert.layers}, expected a multiple of 4")
   prompt = tokenizer.Prompt(text_tokenizer, len(config.data.cameras), (height // cell) * (width // cell), config.data.text_tokens)
   prompt.check(config.model)
   model = vla.VLA(config.model)
