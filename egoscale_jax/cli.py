@@ -19,9 +19,8 @@ SOURCES = ("aria", "egodex", "egoverse", "landmarks", "lerobot", "openego", "rld
 def simulate(arguments):
   from egoscale_jax.sim import record
 
-  record.record(
-    pathlib.Path(arguments.output), arguments.episodes, arguments.seed, arguments.workers, (arguments.image_size, arguments.image_size)
-  )
+  size = (arguments.image_size, arguments.image_size)
+  record.record(pathlib.Path(arguments.output), arguments.episodes, arguments.seed, arguments.workers, size)
   print(f"wrote {arguments.episodes} recordings to {arguments.output}")
 
 
@@ -92,22 +91,25 @@ def train(arguments):
   main.main(config.parse(arguments.config), arguments.workdir)
 
 
+def convert(arguments):
+  from egoscale_jax import config
+  from egoscale_jax.train import convert
+
+  if arguments.to:
+    convert.to_groot(arguments.input, arguments.output)
+  else:
+    read = {"gr00t_n1_7": convert.from_groot, "qwen3_vl": convert.from_qwen}[arguments.source]
+    count = read(arguments.input, arguments.output, config.parse(arguments.config), arguments.statistics)
+    print(f"{count / 1e6:.1f} M parameters from {arguments.input}")
+  print(f"wrote {arguments.output}")
+
+
 def evaluate(arguments):
   from egoscale_jax import config
-  from egoscale_jax.evaluate import validation
-  from egoscale_jax.train import checkpoint, run
-  from egoscale_jax.view import plots
+  from egoscale_jax.view import evaluation
 
-  wanted = config.parse(arguments.config)
-  opened, params, step = run.open_run(arguments.workdir, shards=wanted.data.shards or None)
-  opened.config.validation = wanted.validation
-  figures = validation.Validation(opened.config, opened.prompt, opened.model, opened.statistics).run(params)
-  if not figures["points"]:
-    raise UserError(f"{opened.config.data.shards}: the validation split holds no labelled frame")
-  output = pathlib.Path(arguments.workdir) / "validation.json"
-  checkpoint.write_json(output, {"step": step, **figures})
-  plots.baselines(figures, output.with_suffix(".png"))
-  print(json.dumps({"step": step, **figures}, indent=1))
+  figures, output = evaluation.evaluate(arguments.workdir, config.parse(arguments.config))
+  print(json.dumps(figures, indent=1))
   print(f"wrote {output} and {output.with_suffix('.png')}")
 
 
@@ -227,6 +229,19 @@ def _parser():
   )
   sub.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics.jsonl and all that a later stage needs")
   sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help)
+
+  sub = verb(
+    convert, "A public checkpoint to a work directory, or back.", "egoscale convert --from=gr00t_n1_7 --input=DIR --output=runs/groot"
+  )
+  way = sub.add_mutually_exclusive_group(required=True)
+  way.add_argument(
+    "--from", dest="source", choices=("gr00t_n1_7", "qwen3_vl"), help="--input is such a checkpoint, --output a work directory"
+  )
+  way.add_argument("--to", choices=("gr00t_n1_7",), help="--input is a work directory, --output a folder for such a checkpoint")
+  sub.add_argument("--input", required=True, metavar="DIR", help="a folder as the hub lays it out, hf://OWNER/NAME, or a work directory")
+  sub.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+  sub.add_argument("--statistics", default="", metavar="FILE", help="statistics.json of a work directory, to run the policy as it is")
+  sub.add_argument("--config", default="configs/posttrain.py", metavar="FILE[:debug]", help=config_help + " (all but the model's sizes)")
 
   sub = verb(
     evaluate,

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egoscale_jax.data import spec
 from egoscale_jax.errors import UserError
 from egoscale_jax.models import flow, reference, vla, weights
 
@@ -37,36 +36,11 @@ def load(folder, dtype="float32"):
   reference.read_groot(told["gr00t"], config, folder / "config.json")
   config.dtype = dtype
   model = vla.VLA(config)
-  shapes = shapes_of(model)
+  shapes = vla.param_shapes(model)
   found, planned = weights.tensors(folder), weights.plan(config, shapes)
   weights.check(found, planned, folder)
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return model, weights.load(found, planned, shapes, jax.tree.map(lambda _: one, shapes)), arrays
-
-
-def shapes_of(model):
-  """The parameters' tree of shapes: they depend on no image size and no length."""
-  side = model.config.vision.patch * model.config.vision.merge
-  return jax.eval_shape(model.init, jax.random.key(0), _batch(model.config, 1, np.zeros((1, 1, side, side, 3), np.uint8)))["params"]
-
-
-def _batch(c, size, image=None, **fields):
-  """A Batch of which only what the expert reads is filled."""
-  action = np.zeros((size, c.horizon, c.action_dim), np.float32)
-  empty = dict(
-    image_BxCxYxXx3=image,
-    image_mask_BxC=np.ones((size, 1), bool),
-    token_BxL=np.full((size, 1), c.image_token, np.int32),
-    token_mask_BxL=np.ones((size, 1), bool),
-    state_BxS=np.zeros((size, c.state_dim), np.float32),
-    state_mask_B=np.ones(size, bool),
-    action_BxTxA=action,
-    action_mask_BxTxA=np.ones(action.shape, bool),
-    action_weight_BxTxA=np.ones(action.shape, np.float32),
-    embodiment_B=np.zeros(size, np.int32),
-    position_B=np.zeros(size, np.int32),
-  )
-  return spec.Batch(**{**empty, **fields})
 
 
 def _vision(model, params, io):
@@ -109,7 +83,9 @@ def outputs(model, params, io):
   encode = lambda module, state, slot: module.expert.encode_state(state, jnp.ones(len(slot), bool), slot, False)  # noqa: E731
   out["state_features"] = apply(encode, state, slot)
   features = apply(vla.VLA.remember, out["vl_features"], there, is_image)
-  batch = _batch(c, len(ids), state_BxS=state, embodiment_B=slot)  # the reference's expert reads no action mask; only its loss does
+  batch = vla.blank_batch(
+    c, len(ids), state_BxS=state, embodiment_B=slot
+  )  # the reference's expert reads no action mask; only its loss does
   x_t = flow.interpolate(io["in_noise"], io["in_action"], io["in_time"])
   out["velocity_pred"] = apply(vla.VLA.velocity, features, batch, x_t, io["in_time"])
   error = (out["velocity_pred"] - (io["in_action"] - io["in_noise"])) ** 2

@@ -229,3 +229,41 @@ def read_groot(config, model, where):
   ):
     if found != expected:
       raise UserError(f"{where}: {name}: found {found}, expected {expected}: we have no other")
+
+
+def to_theirs(model):
+  """config.model -> their two config dictionaries, as read_qwen and read_groot read them; for a model that did not come from them."""
+  v, text, e, m = model.vision, model.language, model.expert, model.mixer
+  qwen = dict(
+    model_type="qwen3_vl",
+    image_token_id=model.image_token,
+    tie_word_embeddings=True,
+    text_config=dict(
+      **dict(model_type="qwen3_vl_text", hidden_size=text.width, num_attention_heads=text.heads, num_key_value_heads=text.kv_heads),
+      **dict(head_dim=text.head_dim, intermediate_size=text.mlp, vocab_size=text.vocab, num_hidden_layers=text.layers),
+      **dict(rope_theta=text.rope_theta, rms_norm_eps=1e-6, hidden_act="silu", attention_bias=False),
+      rope_scaling=dict(mrope_interleaved=True, mrope_section=list(text.mrope_sections), rope_type="default"),
+    ),
+    vision_config=dict(
+      **dict(model_type="qwen3_vl", depth=v.depth, hidden_size=v.width, num_heads=v.heads, intermediate_size=v.mlp),
+      **dict(patch_size=v.patch, spatial_merge_size=v.merge, temporal_patch_size=v.temporal_patch, out_hidden_size=text.width),
+      **dict(num_position_embeddings=v.position_side**2, deepstack_visual_indexes=list(v.deepstack)),
+      **dict(hidden_act="gelu_pytorch_tanh", in_channels=3),
+    ),
+  )
+  attention = dict(positional_embeddings=None, dropout=model.dropout, final_dropout=True)
+  groot = dict(
+    **dict(model_type="Gr00tN1d7", model_name="nvidia/Cosmos-Reason2-2B", select_layer=text.layers, backbone_embedding_dim=text.width),
+    **dict(max_state_dim=model.state_dim, max_action_dim=model.action_dim, action_horizon=model.horizon, state_history_length=1),
+    **dict(hidden_size=e.output, input_embedding_dim=e.heads * e.head_dim, max_seq_len=e.max_positions, add_pos_embed=True),
+    **dict(attend_text_every_n_blocks=e.text_every, use_alternate_vl_dit=True, use_vlln=True, max_num_embodiments=e.embodiments),
+    **dict(num_inference_timesteps=model.flow.steps, num_timestep_buckets=e.time_buckets, state_dropout_prob=e.state_dropout),
+    **dict(noise_beta_alpha=model.flow.alpha, noise_beta_beta=1.0, noise_s=model.flow.scale),
+    diffusion_model_cfg=dict(
+      **attention,
+      **dict(num_layers=e.layers, num_attention_heads=e.heads, attention_head_dim=e.head_dim, output_dim=e.output),
+      **dict(norm_type="ada_norm", interleave_self_attention=True),
+    ),
+    vl_self_attention_cfg=dict(**attention, num_layers=m.layers, num_attention_heads=m.heads, attention_head_dim=m.head_dim),
+  )
+  return dict(gr00t=groot, qwen3_vl=qwen)

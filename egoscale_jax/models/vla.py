@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
+from egoscale_jax.data import spec
 from egoscale_jax.models import action_expert, flow, language, vision
 
 
@@ -90,6 +92,30 @@ class VLA(nn.Module):
   def __call__(self, batch):
     """Touches every parameter: for init."""
     return self.velocity(self.features(batch), batch, batch.action_BxTxA, jnp.zeros(batch.position_B.shape))
+
+
+def blank_batch(c, size, **fields):
+  """A Batch of one image token and one image cell an example, every mask on, but for the fields given; c: config.model."""
+  side, action = c.vision.patch * c.vision.merge, np.zeros((size, c.horizon, c.action_dim), np.float32)
+  blank = dict(
+    image_BxCxYxXx3=np.zeros((size, 1, side, side, 3), np.uint8),
+    image_mask_BxC=np.ones((size, 1), bool),
+    token_BxL=np.full((size, 1), c.image_token, np.int32),
+    token_mask_BxL=np.ones((size, 1), bool),
+    state_BxS=np.zeros((size, c.state_dim), np.float32),
+    state_mask_B=np.ones(size, bool),
+    action_BxTxA=action,
+    action_mask_BxTxA=np.ones(action.shape, bool),
+    action_weight_BxTxA=np.ones(action.shape, np.float32),
+    embodiment_B=np.zeros(size, np.int32),
+    position_B=np.zeros(size, np.int32),
+  )
+  return spec.Batch(**{**blank, **fields})
+
+
+def param_shapes(model):
+  """The parameters' tree of shapes; they depend on no image's size and on no length."""
+  return jax.eval_shape(model.init, jax.random.key(0), blank_batch(model.config, 1))["params"]
 
 
 def loss(model, params, batch, seed, draws, train=True):

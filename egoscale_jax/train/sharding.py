@@ -88,6 +88,12 @@ def fit_spec(spec, shape, mesh):
   return P(*(axes if axes is not None and dim % size(axes) == 0 else None for dim, axes in zip(shape, spec)))
 
 
+def param_shardings(shapes, mesh):
+  """Tree of shapes of the parameters -> tree of NamedShardings."""
+  specs = param_specs(shapes)
+  return jax.tree.map(lambda leaf, spec: NamedSharding(mesh, fit_spec(spec, leaf.shape, mesh)), shapes, specs)
+
+
 def state_shardings(state_shapes, mesh):
   """TrainState of shapes -> TrainState of NamedShardings. A moment has its parameter's path as its tail and takes its rule."""
   specs = {path_name(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(param_specs(state_shapes.params))}

@@ -46,7 +46,7 @@ def test_the_sample_is_four_euler_steps_of_the_velocity(folder):
   model, params, io = parity.load(folder)
   ours = parity.outputs(model, params, io)
   features = model.apply({"params": params}, ours["vl_features"], io["in_attention_mask"] > 0, ours["image_mask"], method=vla.VLA.remember)
-  batch = parity._batch(model.config, 2, state_BxS=io["in_state"][:, 0], embodiment_B=io["in_embodiment_id"].astype(np.int32))
+  batch = vla.blank_batch(model.config, 2, state_BxS=io["in_state"][:, 0], embodiment_B=io["in_embodiment_id"].astype(np.int32))
   x = io["in_noise"]
   for t in (0.0, 0.25, 0.5, 0.75):
     x = x + 0.25 * model.apply({"params": params}, features, batch, x, np.full(2, t, np.float32), method=vla.VLA.velocity)
