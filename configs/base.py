@@ -32,7 +32,7 @@ def model():
       action_dim=132,
       state_dim=132,
       image_token=151655,
-      flow=dict(alpha=1.5, scale=0.999, steps=4),
+      flow=dict(alpha=1.5, scale=0.999, steps=4, prefix=0),  # prefix: longest executed prefix in training (real-time chunking)
       dropout=0.2,
       remat=True,
       dtype="bfloat16",

@@ -59,6 +59,13 @@ class FeatureMemory(nn.Module):
     return linear("key")(x_BxLxD), linear("value")(x_BxLxD)
 
 
+def modulation(both_BxGx2D, clean_BxK):
+  """-> first and second half [B, K or 1, D] of what the flow time says. G = 2 where some tokens are clean: the second is theirs, t = 1."""
+  if clean_BxK is not None:
+    both_BxGx2D = jnp.where(clean_BxK[:, :, None], both_BxGx2D[:, 1:], both_BxGx2D[:, :1])
+  return jnp.split(both_BxGx2D, 2, axis=-1)
+
+
 class Block(nn.Module):
   """One block of the expert: reads `memory` = keys and values [B, L, N, H] where it is given, itself otherwise."""
 
@@ -69,12 +76,12 @@ class Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxKxD, time_BxD, memory, mask_BxKxL):
+  def __call__(self, x_BxKxD, time_BxGxD, clean_BxK, memory, mask_BxKxL):
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
     width = x_BxKxD.shape[-1]
-    scale_BxD, shift_BxD = jnp.split(layers.dense(2 * width, "time", self.dtype)(nn.silu(time_BxD)), 2, axis=-1)
+    scale_BxKxD, shift_BxKxD = modulation(layers.dense(2 * width, "time", self.dtype)(nn.silu(time_BxGxD)), clean_BxK)
     y = layers.layer_norm("norm_attention", self.dtype, affine=False, eps=1e-5)(x_BxKxD)
-    y = y * (1 + scale_BxD[:, None]) + shift_BxD[:, None]
+    y = y * (1 + scale_BxKxD) + shift_BxKxD
     x_BxKxD += drop(layers.Attention(self.heads, self.head_dim, self.dtype, name="attention")(y, memory, mask_BxKxL))
     y = layers.layer_norm("norm_mlp", self.dtype, affine=False, eps=1e-5)(x_BxKxD)
     x_BxKxD += drop(layers.Mlp(4 * width, width, self.dtype, name="mlp")(y))
@@ -92,11 +99,11 @@ class BlockGroup(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxKxD, memory_MxBxLxNxH, time_BxD, text_Bx1xL, image_Bx1xL, self_Bx1xK):
+  def __call__(self, x_BxKxD, memory_MxBxLxNxH, time_BxGxD, clean_BxK, text_Bx1xL, image_Bx1xL, self_Bx1xK):
     for i in range(self.blocks):
       block = Block(self.heads, self.head_dim, self.dropout, self.train, self.dtype, name=f"block_{i}")
       memory = jax.tree.map(lambda a: a[i // 2], memory_MxBxLxNxH) if i % 2 == 0 else None  # noqa: B023
-      x_BxKxD = block(x_BxKxD, time_BxD, memory, self_Bx1xK if i % 2 else image_Bx1xL if i else text_Bx1xL)
+      x_BxKxD = block(x_BxKxD, time_BxGxD, clean_BxK, memory, self_Bx1xK if i % 2 else image_Bx1xL if i else text_Bx1xL)
     return x_BxKxD, None
 
 
@@ -108,11 +115,11 @@ class ActionEncoder(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, action_BxTxA, bucket_B, slot_B):
+  def __call__(self, action_BxTxA, bucket_BxT, slot_B):
     linear = lambda name: layers.EmbodimentLinear(self.embodiments, self.width, self.dtype, name=name)  # noqa: E731
     x = linear("action")(action_BxTxA, slot_B)
-    time_BxD = layers.sinusoid(bucket_B, self.width, spacing=self.width // 2, cos_first=False).astype(self.dtype)
-    x = jnp.concatenate([x, jnp.broadcast_to(time_BxD[:, None], x.shape)], axis=-1)
+    time_BxTxD = layers.sinusoid(bucket_BxT, self.width, spacing=self.width // 2, cos_first=False).astype(self.dtype)
+    x = jnp.concatenate([x, jnp.broadcast_to(time_BxTxD, x.shape)], axis=-1)
     return linear("out")(nn.silu(linear("with_time")(x, slot_B)), slot_B)
 
 
@@ -165,32 +172,39 @@ class ActionExpert(nn.Module):
     return self.memory(features_BxLxD)
 
   @nn.compact
-  def __call__(self, memory, token_mask_BxL, is_image_BxL, state_BxS, state_mask_B, slot_B, x_BxTxA, action_mask_BxTxA, time_B, train):
-    width = self.heads * self.head_dim
-    bucket_B = jnp.floor(time_B * self.time_buckets)
+  def __call__(self, features, batch, x_BxTxA, time_B, executed_BxT, train):
+    """features: vla.Features; batch: spec.Batch; executed: the steps of x that are clean actions, at t = 1, or None."""
+    width, slot_B = self.heads * self.head_dim, batch.embodiment_B
+    action_mask_BxTxA = batch.action_mask_BxTxA
+    bucket_BxG = jnp.floor(time_B * self.time_buckets)[:, None]
+    bucket_BxT, clean_BxK = bucket_BxG, None
+    if executed_BxT is not None:
+      bucket_BxG = jnp.concatenate([bucket_BxG, jnp.full_like(bucket_BxG, self.time_buckets)], axis=1)
+      bucket_BxT = jnp.where(executed_BxT, bucket_BxG[:, 1:], bucket_BxG[:, :1])
+      clean_BxK = jnp.pad(executed_BxT, ((0, 0), (1, 0)))
     if not self.mask_actions:
       action_mask_BxTxA = jnp.ones_like(action_mask_BxTxA)
     x_BxTxA, step_mask_BxT = jnp.where(action_mask_BxTxA, x_BxTxA, 0.0), jnp.any(action_mask_BxTxA, axis=-1)
 
-    state_Bx1xD = self.encode_state(state_BxS, state_mask_B, slot_B, train)
-    action_BxTxD = ActionEncoder(self.embodiments, width, self.dtype, name="action_encoder")(x_BxTxA, bucket_B, slot_B)
+    state_Bx1xD = self.encode_state(batch.state_BxS, batch.state_mask_B, slot_B, train)
+    action_BxTxD = ActionEncoder(self.embodiments, width, self.dtype, name="action_encoder")(x_BxTxA, bucket_BxT, slot_B)
     position = self.param("position", layers.sinusoid_init, (self.max_positions, width))
     action_BxTxD += position[None, : x_BxTxA.shape[1]].astype(self.dtype)
     x = jnp.concatenate([state_Bx1xD, action_BxTxD], axis=1)
 
-    time_BxD = layers.dense(width, "time_in", self.dtype)(layers.sinusoid(bucket_B, 256, spacing=127, cos_first=True).astype(self.dtype))
-    time_BxD = layers.dense(width, "time_out", self.dtype)(nn.silu(time_BxD))
-    text_Bx1xL = (token_mask_BxL & ~is_image_BxL)[:, None]
-    image_Bx1xL = (token_mask_BxL & is_image_BxL)[:, None]
+    wave_BxGx256 = layers.sinusoid(bucket_BxG, 256, spacing=127, cos_first=True).astype(self.dtype)
+    time_BxGxD = layers.dense(width, "time_out", self.dtype)(nn.silu(layers.dense(width, "time_in", self.dtype)(wave_BxGx256)))
+    text_Bx1xL = (features.token_mask_BxL & ~features.is_image_BxL)[:, None]
+    image_Bx1xL = (features.token_mask_BxL & features.is_image_BxL)[:, None]
     self_Bx1xK = jnp.concatenate([jnp.ones_like(step_mask_BxT[:, :1]), step_mask_BxT], axis=1)[:, None]
-    x = self._blocks(x, memory, time_BxD, text_Bx1xL, image_Bx1xL, self_Bx1xK, train)
+    x = self._blocks(x, features.memory, (time_BxGxD, clean_BxK, text_Bx1xL, image_Bx1xL, self_Bx1xK), train)
 
-    shift_BxD, scale_BxD = jnp.split(layers.dense(2 * width, "modulate_out", self.dtype)(nn.silu(time_BxD)), 2, axis=-1)
-    x = layers.layer_norm("norm_out", self.dtype, affine=False)(x) * (1 + scale_BxD[:, None]) + shift_BxD[:, None]
+    shift_BxKxD, scale_BxKxD = modulation(layers.dense(2 * width, "modulate_out", self.dtype)(nn.silu(time_BxGxD)), clean_BxK)
+    x = layers.layer_norm("norm_out", self.dtype, affine=False)(x) * (1 + scale_BxKxD) + shift_BxKxD
     x = layers.dense(self.output, "out", self.dtype)(x[:, 1:])
     return layers.EmbodimentMlp(self.embodiments, self.output, self.action_dim, self.dtype, name="action_decoder")(x, slot_B)
 
-  def _blocks(self, x_BxKxD, memory, time_BxD, text_Bx1xL, image_Bx1xL, self_Bx1xK, train):
+  def _blocks(self, x_BxKxD, memory, shared, train):
     """All whole groups in one scan, then what is left of one."""
     size = 2 * self.text_every
     groups, left = divmod(self.layers, size)
@@ -199,11 +213,11 @@ class ActionExpert(nn.Module):
     if groups:
       scanned = groups * self.text_every
       stacked = jax.tree.map(lambda a: a[:scanned].reshape(groups, self.text_every, *a.shape[1:]), memory_MxBxLxNxH)
-      run = layers.scan_blocks(BlockGroup, groups, self.remat, in_axes=(0, *(nn.broadcast,) * 4))
-      x_BxKxD, _ = run(size, *sizes, name="groups")(x_BxKxD, stacked, time_BxD, text_Bx1xL, image_Bx1xL, self_Bx1xK)
+      run = layers.scan_blocks(BlockGroup, groups, self.remat, in_axes=(0, *(nn.broadcast,) * len(shared)))
+      x_BxKxD, _ = run(size, *sizes, name="groups")(x_BxKxD, stacked, *shared)
     if left:
       rest = jax.tree.map(lambda a: a[groups * self.text_every :], memory_MxBxLxNxH)
-      x_BxKxD, _ = BlockGroup(left, *sizes, name="rest")(x_BxKxD, rest, time_BxD, text_Bx1xL, image_Bx1xL, self_Bx1xK)
+      x_BxKxD, _ = BlockGroup(left, *sizes, name="rest")(x_BxKxD, rest, *shared)
     return x_BxKxD
 
   def encode_state(self, state_BxS, state_mask_B, slot_B, train):

@@ -215,7 +215,7 @@ def read_groot(config, model, where):
     **dict(text_every=get("attend_text_every_n_blocks"), embodiments=get("max_num_embodiments"), max_positions=get("max_seq_len")),
     **dict(time_buckets=get("num_timestep_buckets"), mask_actions=False),
   )
-  model.flow.update(alpha=float(get("noise_beta_alpha")), scale=float(get("noise_s")), steps=get("num_inference_timesteps"))
+  model.flow.update(alpha=float(get("noise_beta_alpha")), scale=float(get("noise_s")), steps=get("num_inference_timesteps"), prefix=0)
   model.update(
     horizon=get("action_horizon"),
     action_dim=get("max_action_dim"),

@@ -70,23 +70,12 @@ class VLA(nn.Module):
     """The mixer's output -> Features."""
     return Features(self.expert.remember(feature_BxLxD), token_mask_BxL, is_image_BxL)
 
-  def velocity(self, features, batch, x_BxTxA, time_B, train=False):
+  def velocity(self, features, batch, x_BxTxA, time_B, train=False, executed_BxT=None):
     """Velocity [B, T, A] float32 at (x_t, t). Masked action values are zeroed before they are read, masked steps are not attended to.
 
     B may be a multiple of the features' batch: the draws of an example stand together.
     """
-    out = self.expert(
-      features.memory,
-      features.token_mask_BxL,
-      features.is_image_BxL,
-      batch.state_BxS,
-      batch.state_mask_B,
-      batch.embodiment_B,
-      x_BxTxA,
-      batch.action_mask_BxTxA,
-      time_B,
-      train,
-    )
+    out = self.expert(features, batch, x_BxTxA, time_B, executed_BxT, train)
     return out.astype(jnp.float32)
 
   def __call__(self, batch):
@@ -132,12 +121,25 @@ def loss(model, params, batch, seed, draws, train=True):
   action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
   noise = flow.sample_noise(noise_key, action.shape[1:])
   time_B = flow.sample_time(time_key, c.alpha, c.scale)
-  x_t = flow.interpolate(noise, action, time_B)
-  velocity = model.apply(params, features, batch, x_t, time_B, train, method=VLA.velocity, rngs={"dropout": dropout_velocity})
-  return flow.masked_mean((velocity - (action - noise)) ** 2, batch.action_mask_BxTxA, batch.action_weight_BxTxA)
+  x_t, mask, executed = flow.interpolate(noise, action, time_B), batch.action_mask_BxTxA, None
+  if c.prefix:
+    executed = flow.executed_steps(jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, 2), c.prefix, action.shape[1])
+    x_t, mask = jnp.where(executed[..., None], action, x_t), mask & ~executed[..., None]
+  rngs = {"dropout": dropout_velocity}
+  velocity = model.apply(params, features, batch, x_t, time_B, train, executed, method=VLA.velocity, rngs=rngs)
+  return flow.masked_mean((velocity - (action - noise)) ** 2, mask, batch.action_weight_BxTxA)
 
 
-def sample(model, params, features, batch, noise_BxTxA, steps):
-  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; masked dimensions stay as the noise left them."""
-  velocity = lambda x, t: model.apply(params, features, batch, x, t, method=VLA.velocity)  # noqa: E731
-  return flow.euler(velocity, noise_BxTxA, steps)
+def sample(model, params, features, batch, noise_BxTxA, steps, known_BxTxA=None, keep_BxT=None):
+  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; masked dimensions stay as the noise left them.
+
+  Real-time chunking: `known` = what is being executed, keep = 1 for the steps that are certain, falling to 0 (flow.euler). A model that was
+  trained with config.model.flow.prefix reads the certain steps as they are, at t = 1.
+  """
+  executed = keep_BxT >= 1 if known_BxTxA is not None and model.config.flow.prefix else None
+
+  def velocity(x, t):
+    x = x if executed is None else jnp.where(executed[..., None], known_BxTxA, x)
+    return model.apply(params, features, batch, x, t, False, executed, method=VLA.velocity)
+
+  return flow.euler(velocity, noise_BxTxA, steps, known_BxTxA, keep_BxT)
