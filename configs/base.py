@@ -48,9 +48,11 @@ def get_config(mode=""):
   config.data = ConfigDict()
   config.data.shards = ""  # the output directory of `egoscale prepare`
   config.data.image_size = (256, 256)  # height, width; both a multiple of patch * merge
+  config.data.crop = 0.0  # 0: the middle of the aspect ratio; 230 / 256: the whole frame squeezed, then its middle (N1.7)
   config.data.cameras = ("ego",)  # human video has the head camera only
   config.data.stride = 1  # frames between the steps of a chunk: 1 = every frame of the 30 Hz (paper section 2.2: 30 FPS)
   config.data.text_tokens = 48  # room for the instruction, its template included
+  config.data.plain_text = False  # True: instructions in lower case without punctuation (N1.7)
   config.data.tokenizer = ""  # a tokenizer.json; empty: a small one is built from the shards' own instructions
   config.data.slots = dict(human=26)  # which adapter an embodiment uses; 26 is the EgoScale robot's and its human data's (N1.7)
   config.data.human_state = False  # True: human video comes with its tracked hand pose as proprioception, as N1.7's human tags do;

@@ -107,7 +107,7 @@ class Policy:
       state[: slot.width] = actions.normalize_state(np.asarray(request.state, np.float32), slot.normalizer)
     observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - slot.width))
     batch = spec.Batch(
-      image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size) for image in request.images]),
+      image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size, c.data.crop) for image in request.images]),
       image_mask_BxC=np.ones(len(request.images), bool),
       token_BxL=token,
       token_mask_BxL=token_mask,

@@ -33,6 +33,7 @@ def from_groot(folder, workdir, config, statistics="", devices=None):
   if "qwen3_vl" in told:  # on the hub only GR00T's own settings are there: the backbone's are those of `config`, Cosmos-Reason2-2B
     reference.read_qwen(told["qwen3_vl"], config.model, folder / "config.json")
   reference.read_groot(told.get("gr00t", told), config.model, folder / "config.json")
+  _read_processor(folder / "processor_config.json", config.data)
   model = vla.VLA(config.model)
   shapes = vla.param_shapes(model)
   found, planned = weights.tensors(folder), weights.plan(config.model, shapes)
@@ -92,6 +93,23 @@ def _open(folder):
     return folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(f"{folder}/config.json: cannot be read: {error}, expected a checkpoint as the hub lays it out") from error
+
+
+def _read_processor(path, data):
+  """How GR00T N1.7 saw its pictures and instructions, where its processor_config.json tells: config.data.image_size, crop, plain_text."""
+  if not path.is_file():
+    return
+  try:
+    told = json.loads(path.read_text(encoding="utf-8")).get("processor_kwargs", {})
+  except (ValueError, AttributeError) as error:
+    raise UserError(f"{path}: cannot be read: {error}") from error
+  if told.get("shortest_image_edge") or told.get("letter_box_transform"):
+    raise UserError(f"{path}: found shortest_image_edge or letter_box_transform, expected neither: we have no such way to fit a picture")
+  if told.get("image_target_size"):
+    data.image_size = tuple(told["image_target_size"])
+    share = told["image_crop_size"][0] / data.image_size[0] if told.get("image_crop_size") else 1.0
+    data.crop = float(told.get("crop_fraction") or share)
+  data.plain_text = bool(told.get("formalize_language", data.plain_text))
 
 
 def _beyond(kept, name):

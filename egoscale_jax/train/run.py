@@ -56,7 +56,9 @@ def make_run(config, text_tokenizer, stats, devices=None):
   height, width = config.data.image_size
   if height % cell or width % cell:
     raise UserError(f"config.data.image_size: found {(height, width)}, expected multiples of patch x merge = {cell}")
-  prompt = tokenizer.Prompt(text_tokenizer, len(config.data.cameras), (height // cell) * (width // cell), config.data.text_tokens)
+  prompt = tokenizer.Prompt(
+    text_tokenizer, len(config.data.cameras), (height // cell) * (width // cell), config.data.text_tokens, config.data.plain_text
+  )
   prompt.check(config.model)
   model = vla.VLA(config.model)
   mesh = sharding.make_mesh(config, devices)

@@ -40,7 +40,8 @@ def groot(tmp_path_factory):
   planned = weights.plan(config, vla.param_shapes(vla.VLA(config)))
   save_file(tensors(planned), folder / "model.safetensors")
   (folder / "config.json").write_text(json.dumps(reference.to_theirs(config)))
-  (folder / "processor_config.json").write_text("{}")
+  processor = {"image_target_size": [32, 32], "image_crop_size": [28, 28], "formalize_language": True, "shortest_image_edge": None}
+  (folder / "processor_config.json").write_text(json.dumps({"processor_kwargs": processor}))
   tokenizer.build(["pour tea"], config.language.vocab).save(str(folder / "tokenizer.json"))
   return folder
 
@@ -55,6 +56,7 @@ def imported(groot, tiny_run, tmp_path_factory):
 def test_the_policy_opens_it(imported):
   policy = Policy(imported)
   assert not policy.config.model.expert.mask_actions
+  assert (policy.config.data.image_size, policy.config.data.crop, policy.config.data.plain_text) == ((32, 32), 0.875, True)
   chunk = policy([np.zeros((32, 32, 3), np.uint8)], "pour tea")
   assert np.all(np.isfinite(chunk.joints_Tx2xJ))
 
