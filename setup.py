@@ -35,6 +35,7 @@ setuptools.setup(
     "orbax-checkpoint>=0.12.8",
     "pillow>=11",
     "pyarrow>=21",
+    "safetensors>=0.8",
     "simplejpeg>=1.9",
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.22",

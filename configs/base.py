@@ -16,12 +16,23 @@ def model():
         layers=16, width=2048, heads=16, kv_heads=8, head_dim=128, mlp=6144, vocab=151936, rope_theta=5e6, mrope_sections=(24, 20, 20)
       ),
       mixer=dict(layers=4, heads=32, head_dim=64, mask_padding=True),
-      expert=dict(layers=32, heads=32, head_dim=48, output=1024, embodiments=32, max_positions=1024, time_buckets=1000, state_dropout=0.2),
+      expert=dict(
+        layers=32,
+        text_every=2,
+        heads=32,
+        head_dim=48,
+        output=1024,
+        embodiments=32,
+        max_positions=1024,
+        time_buckets=1000,
+        mask_actions=True,
+        state_dropout=0.2,
+      ),
       horizon=40,
       action_dim=132,
       state_dim=132,
       image_token=151655,
-      flow=dict(alpha=1.5, scale=0.999, steps=4),
+      flow=dict(alpha=1.5, scale=0.999, steps=4, prefix=0),  # prefix: longest executed prefix in training (real-time chunking)
       dropout=0.2,
       remat=True,
       dtype="bfloat16",
@@ -37,9 +48,11 @@ def get_config(mode=""):
   config.data = ConfigDict()
   config.data.shards = ""  # the output directory of `egoscale prepare`
   config.data.image_size = (256, 256)  # height, width; both a multiple of patch * merge
+  config.data.crop = 0.0  # 0: the middle of the aspect ratio; 230 / 256: the whole frame squeezed, then its middle (N1.7)
   config.data.cameras = ("ego",)  # human video has the head camera only
   config.data.stride = 1  # frames between the steps of a chunk: 1 = every frame of the 30 Hz (paper section 2.2: 30 FPS)
   config.data.text_tokens = 48  # room for the instruction, its template included
+  config.data.plain_text = False  # True: instructions in lower case without punctuation (N1.7)
   config.data.tokenizer = ""  # a tokenizer.json; empty: a small one is built from the shards' own instructions
   config.data.slots = dict(human=26)  # which adapter an embodiment uses; 26 is the EgoScale robot's and its human data's (N1.7)
   config.data.human_state = False  # True: human video comes with its tracked hand pose as proprioception, as N1.7's human tags do;
@@ -88,7 +101,18 @@ def debug(config):
   m.vision = dict(depth=2, width=64, heads=4, mlp=128, patch=16, merge=2, temporal_patch=2, position_side=8, deepstack=(0,))
   m.language = dict(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=128, vocab=512, rope_theta=5e6, mrope_sections=(4, 2, 2))
   m.mixer = dict(layers=1, heads=4, head_dim=16, mask_padding=True)
-  m.expert = dict(layers=4, heads=4, head_dim=32, output=128, embodiments=2, max_positions=64, time_buckets=1000, state_dropout=0.2)
+  m.expert = dict(
+    layers=4,
+    text_every=2,
+    heads=4,
+    head_dim=32,
+    output=128,
+    embodiments=2,
+    max_positions=64,
+    time_buckets=1000,
+    mask_actions=True,
+    state_dropout=0.2,
+  )
   m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
   config.data.update(image_size=(64, 64), threads=2, slots=dict(human=0))
   config.augment = dict(crop=1.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)

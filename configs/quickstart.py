@@ -18,7 +18,18 @@ def get_config(mode=""):
   m.vision = dict(depth=3, width=128, heads=4, mlp=256, patch=16, merge=2, temporal_patch=1, position_side=6, deepstack=(1,))
   m.language = dict(layers=2, width=128, heads=4, kv_heads=2, head_dim=32, mlp=256, vocab=512, rope_theta=5e6, mrope_sections=(8, 4, 4))
   m.mixer = dict(layers=1, heads=4, head_dim=32, mask_padding=True)
-  m.expert = dict(layers=4, heads=4, head_dim=64, output=256, embodiments=2, max_positions=32, time_buckets=1000, state_dropout=0.0)
+  m.expert = dict(
+    layers=4,
+    text_every=2,
+    heads=4,
+    head_dim=64,
+    output=256,
+    embodiments=2,
+    max_positions=32,
+    time_buckets=1000,
+    mask_actions=True,
+    state_dropout=0.0,
+  )
   m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
   m.flow.alpha = 2.5  # more noisy inputs than (N1.7)'s 1.5: only there does a chunk have to be told from what is seen
   config.data.update(image_size=(96, 96), human_state=True, stride=8, text_tokens=32, threads=2, slots=dict(human=0))

@@ -104,6 +104,19 @@ def parser(functions):
   sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help)
 
   sub = verb(
+    "convert", "A public checkpoint to a work directory, or back.", "egoscale convert --from=gr00t_n1_7 --input=DIR --output=runs/groot"
+  )
+  way = sub.add_mutually_exclusive_group(required=True)
+  way.add_argument(
+    "--from", dest="source", choices=("gr00t_n1_7", "qwen3_vl"), help="--input is such a checkpoint, --output a work directory"
+  )
+  way.add_argument("--to", choices=("gr00t_n1_7",), help="--input is a work directory, --output a folder for such a checkpoint")
+  sub.add_argument("--input", required=True, metavar="DIR", help="a folder as the hub lays it out, hf://OWNER/NAME, or a work directory")
+  sub.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+  sub.add_argument("--statistics", default="", metavar="FILE", help="statistics.json of a work directory, to run the policy as it is")
+  sub.add_argument("--config", default="configs/posttrain.py", metavar="FILE[:debug]", help=config_help + " (all but the model's sizes)")
+
+  sub = verb(
     "evaluate",
     "Validation with fixed noise: validation.json and a picture in the work directory.",
     "egoscale evaluate --config=configs/pretrain.py:debug --workdir=runs/try",

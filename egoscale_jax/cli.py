@@ -17,9 +17,8 @@ from egoscale_jax.errors import UserError
 def simulate(arguments):
   from egoscale_jax.sim import record
 
-  record.record(
-    pathlib.Path(arguments.output), arguments.episodes, arguments.seed, arguments.workers, (arguments.image_size, arguments.image_size)
-  )
+  size = (arguments.image_size, arguments.image_size)
+  record.record(pathlib.Path(arguments.output), arguments.episodes, arguments.seed, arguments.workers, size)
   print(f"wrote {arguments.episodes} recordings to {arguments.output}")
 
 
@@ -107,22 +106,25 @@ def train(arguments):
   main.main(config.parse(arguments.config), arguments.workdir)
 
 
+def convert(arguments):
+  from egoscale_jax import config
+  from egoscale_jax.train import convert
+
+  if arguments.to:
+    convert.to_groot(arguments.input, arguments.output)
+  else:
+    read = {"gr00t_n1_7": convert.from_groot, "qwen3_vl": convert.from_qwen}[arguments.source]
+    count = read(arguments.input, arguments.output, config.parse(arguments.config), arguments.statistics)
+    print(f"{count / 1e6:.1f} M parameters from {arguments.input}")
+  print(f"wrote {arguments.output}")
+
+
 def evaluate(arguments):
   from egoscale_jax import config
-  from egoscale_jax.evaluate import validation
-  from egoscale_jax.train import checkpoint, run
-  from egoscale_jax.view import plots
+  from egoscale_jax.view import evaluation
 
-  wanted = config.parse(arguments.config)
-  opened, params, step = run.open_run(arguments.workdir, shards=wanted.data.shards or None)
-  opened.config.validation = wanted.validation
-  figures = validation.Validation(opened.config, opened.prompt, opened.model, opened.statistics).run(params)
-  if not figures["points"]:
-    raise UserError(f"{opened.config.data.shards}: the validation split holds no labelled frame")
-  output = pathlib.Path(arguments.workdir) / "validation.json"
-  checkpoint.write_json(output, {"step": step, **figures})
-  plots.baselines(figures, output.with_suffix(".png"))
-  print(json.dumps({"step": step, **figures}, indent=1))
+  figures, output = evaluation.evaluate(arguments.workdir, config.parse(arguments.config))
+  print(json.dumps(figures, indent=1))
   print(f"wrote {output} and {output.with_suffix('.png')}")
 
 
@@ -148,7 +150,7 @@ def report(arguments):
   print(f"wrote {arguments.output}")
 
 
-VERBS = (simulate, doctor, prepare, export, retarget, train, evaluate, view, report)
+VERBS = (simulate, doctor, prepare, export, retarget, train, convert, evaluate, view, report)
 
 
 def main(argv=None):

@@ -4,9 +4,9 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from egoscale_jax import geometry
 from egoscale_jax.data import actions, examples, spec, transforms
 from egoscale_jax.errors import UserError
 from egoscale_jax.models import augment, flow, vla
@@ -21,9 +21,38 @@ class Chunk:
   joints_Tx2xJ: np.ndarray  # radians, targets
   joint_names: tuple[str, ...]
 
+  def rest(self, done: int, T_start_now_2x4x4) -> "Chunk":
+    """What is left after `done` steps, seen from where the wrists are now; T_start_now: the wrists now, seen from this chunk's start."""
+    seen = geometry.se3_inverse(np.asarray(T_start_now_2x4x4)) @ self.T_start_wrist_Tx2x4x4[done:]
+    return Chunk(seen, self.joints_Tx2xJ[done:], self.joint_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Executing:
+  """Real-time chunking: the chunk that is being executed while the next one is made, so that the two fit together."""
+
+  chunk: Chunk  # from the new observation on (Chunk.rest): its step k is the new chunk's step k
+  frozen: int  # steps that will be over when the new chunk is there: they come back as they are
+  ramp: int = 0  # further steps that fade from the old chunk to the new
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size; text: the instruction.
+
+  state: [A] of data.actions.make_state, for a policy that was trained with it (config.data.human_state).
+  """
+
+  images: list[np.ndarray]
+  text: str
+  state: np.ndarray | None = None
+  embodiment: str = "human"
+  seed: int = 0
+  executing: Executing | None = None
+
 
 class Policy:
-  """`Policy(workdir)` opens a work directory of `egoscale train`; calling it samples one chunk."""
+  """`Policy(workdir)` opens a work directory of `egoscale train` or `egoscale convert`; calling it samples one chunk."""
 
   def __init__(self, workdir):
     self.run, self.params, self.step = run_lib.open_run(workdir)
@@ -31,17 +60,17 @@ class Policy:
     self._assembler = examples.make_assembler(self.config, self.run.prompt, self.run.statistics)
     self._sample = jax.jit(functools.partial(_sample, self.run.model, self.config.augment))
 
-  def __call__(self, images, text, state=None, embodiment="human", seed=0):
-    """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size; text: the instruction -> Chunk.
+  def __call__(self, images, text, state=None, embodiment="human", seed=0, executing=None):
+    """-> Chunk; see Request."""
+    return self.many([Request(images, text, state, embodiment, seed, executing)])[0]
 
-    state: [A] of data.actions.make_state, for a policy that was trained with it (config.data.human_state).
-    """
-    slot = self.slot(embodiment)
-    batch = self._batch(images, text, state, embodiment, slot)
-    action = self._sample(self.params, batch, jax.random.key(seed))
-    names = slot.statistics.joint_names
-    pose, joints = actions.split_chunk(slot.normalizer.denormalize(np.asarray(action)[0, :, : slot.width]), len(names))
-    return Chunk(pose, joints, names)
+  def many(self, requests: list[Request]) -> list[Chunk]:
+    """Several requests in one call of the model; another number of them is another program, compiled when it is first met."""
+    rows = [self._row(request) for request in requests]
+    batch, known, keep = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+    seeds = np.asarray([request.seed for request in requests], np.uint32)
+    sampled = np.asarray(self._sample(self.params, batch, seeds, known, keep))
+    return [self._chunk(request, action_TxA) for request, action_TxA in zip(requests, sampled)]
 
   def slot(self, embodiment) -> examples.Slot:
     """The hand and the normaliser of an embodiment."""
@@ -49,43 +78,67 @@ class Policy:
       raise UserError(f"embodiment: found {embodiment!r}, expected one of {sorted(self.config.data.slots)}")
     return self._assembler.slots[self._assembler.slot(embodiment)]
 
-  def _batch(self, images, text, state, embodiment, slot):
-    c = self.config
+  def _chunk(self, request, action_TxA):
+    slot = self.slot(request.embodiment)
+    names = slot.statistics.joint_names
+    pose, joints = actions.split_chunk(slot.normalizer.denormalize(action_TxA[:, : slot.width]), len(names))
+    return Chunk(pose, joints, names)
+
+  def _check(self, request, width):
+    images, state, c = request.images, request.state, self.config
     if len(images) != len(c.data.cameras):
       raise UserError(f"images: found {len(images)}, expected one for each of the cameras {tuple(c.data.cameras)}")
     for i, image in enumerate(images):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f"images[{i}]: found {image.dtype} {image.shape}, expected uint8 [height, width, 3]")
-    width = slot.width
     if (state is not None) != c.data.human_state or (state is not None and np.shape(state) != (width,)):
       expected = f"[{width}] of actions.make_state" if c.data.human_state else "none: the policy was trained without"
       raise UserError(f"state: found {'none' if state is None else np.shape(state)}, expected {expected}")
     if state is not None and not np.all(np.isfinite(state)):
       raise UserError("state: found values that are not finite: a hand is missing")
-    token, token_mask = self.run.prompt(text)
-    m = c.model
-    padded = np.zeros((1, m.state_dim), np.float32)
-    if state is not None:
-      padded[0, :width] = actions.normalize_state(np.asarray(state, np.float32), slot.normalizer)
-    observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - width))
-    return spec.Batch(
-      image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size) for image in images])[None],
-      image_mask_BxC=np.ones((1, len(images)), bool),
-      token_BxL=token[None],
-      token_mask_BxL=token_mask[None],
-      state_BxS=padded,
-      state_mask_B=np.full(1, state is not None),
-      action_BxTxA=np.zeros((1, m.horizon, m.action_dim), np.float32),
-      action_mask_BxTxA=np.broadcast_to(observed, (1, m.horizon, m.action_dim)),
-      action_weight_BxTxA=np.ones((1, m.horizon, m.action_dim), np.float32),
-      embodiment_B=np.asarray([c.data.slots[embodiment]], np.int32),
-      position_B=np.zeros(1, np.int32),
+
+  def _row(self, request):
+    """-> (Batch without its first axis, known [T, A], keep [T])."""
+    c, m, slot = self.config, self.config.model, self.slot(request.embodiment)
+    self._check(request, slot.width)
+    token, token_mask = self.run.prompt(request.text)
+    state = np.zeros(m.state_dim, np.float32)
+    if request.state is not None:
+      state[: slot.width] = actions.normalize_state(np.asarray(request.state, np.float32), slot.normalizer)
+    observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - slot.width))
+    batch = spec.Batch(
+      image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size, c.data.crop) for image in request.images]),
+      image_mask_BxC=np.ones(len(request.images), bool),
+      token_BxL=token,
+      token_mask_BxL=token_mask,
+      state_BxS=state,
+      state_mask_B=np.asarray(request.state is not None),
+      action_BxTxA=np.zeros((m.horizon, m.action_dim), np.float32),
+      action_mask_BxTxA=np.broadcast_to(observed, (m.horizon, m.action_dim)),
+      action_weight_BxTxA=np.ones((m.horizon, m.action_dim), np.float32),
+      embodiment_B=np.asarray(c.data.slots[request.embodiment], np.int32),
+      position_B=np.zeros((), np.int32),
     )
+    return batch, *self._known(request.executing, slot)
+
+  def _known(self, executing, slot):
+    """What is being executed, normalised and padded -> known [T, A], keep [T]: 1 for frozen steps, then falling over the ramp to 0."""
+    m = self.config.model
+    known, keep = np.zeros((m.horizon, m.action_dim), np.float32), np.zeros(m.horizon, np.float32)
+    if executing is not None:
+      chunk, kept = executing.chunk, executing.frozen + executing.ramp
+      if min(executing.frozen, executing.ramp) < 0 or kept > min(len(chunk.joints_Tx2xJ), m.horizon):
+        expected = f"together at most {min(len(chunk.joints_Tx2xJ), m.horizon)}: the steps that are left of the chunk"
+        raise UserError(f"executing: found frozen {executing.frozen} and ramp {executing.ramp}, expected {expected}")
+      action = actions.join_chunk(chunk.T_start_wrist_Tx2x4x4[:kept], chunk.joints_Tx2xJ[:kept])
+      known[:kept, : slot.width] = slot.normalizer.normalize(action)
+      keep[:kept] = np.minimum(1.0, (kept - np.arange(kept)) / (executing.ramp + 1))
+    return known, keep
 
 
-def _sample(model, crop, params, batch, key):
-  """The backbone once, the expert once a flow step -> [1, T, A], normalised."""
+def _sample(model, crop, params, batch, seed_B, known_BxTxA, keep_BxT):
+  """The backbone once, the keys and values that the expert reads once, the expert once a flow step -> [B, T, A], normalised."""
   batch = augment.centred(batch, crop)
   features = model.apply({"params": params}, batch, method=vla.VLA.features)
-  noise = flow.sample_noise(jnp.stack([key]), batch.action_BxTxA.shape[1:])
-  return vla.sample(model, {"params": params}, features, batch, noise, model.config.flow.steps)
+  noise = flow.sample_noise(jax.vmap(jax.random.key)(seed_B), batch.action_BxTxA.shape[1:])
+  return vla.sample(model, {"params": params}, features, batch, noise, model.config.flow.steps, known_BxTxA, keep_BxT)

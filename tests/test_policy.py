@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from egoscale_jax.errors import UserError
-from egoscale_jax.policy import Policy
+from egoscale_jax.policy import Executing, Policy, Request
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,36 @@ def test_wrong_observations_are_named(policy):
     policy([good], "Pour.", state=np.zeros(62))
   with pytest.raises(UserError, match=r"embodiment: found 'dog', expected one of \['human'\]"):
     policy([good], "Pour.", embodiment="dog")
+
+
+def test_several_requests_are_what_each_is_alone(policy):
+  rng = np.random.default_rng(1)
+  requests = [Request([rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)], text, seed=i) for i, text in enumerate(("Pour tea.", "Stop."))]
+  for request, chunk in zip(requests, policy.many(requests)):
+    alone = policy(request.images, request.text, seed=request.seed)
+    np.testing.assert_allclose(chunk.joints_Tx2xJ, alone.joints_Tx2xJ, atol=1e-5)
+    np.testing.assert_allclose(chunk.T_start_wrist_Tx2x4x4, alone.T_start_wrist_Tx2x4x4, atol=1e-5)
+
+
+def test_the_steps_under_way_come_back_and_the_ramp_lies_between(policy):
+  image = np.zeros((32, 32, 3), np.uint8)
+  old = policy([image], "Pour tea.", seed=5)
+  free = policy([image], "Pour tea.", seed=6)
+  new = policy([image], "Pour tea.", seed=6, executing=Executing(old, frozen=3, ramp=2))
+  np.testing.assert_allclose(new.joints_Tx2xJ[:3], old.joints_Tx2xJ[:3], atol=1e-5)
+  np.testing.assert_allclose(new.T_start_wrist_Tx2x4x4[:3], old.T_start_wrist_Tx2x4x4[:3], atol=1e-5)
+  apart = lambda a, b, k: np.abs(a.joints_Tx2xJ[k] - b.joints_Tx2xJ[k]).mean()  # noqa: E731
+  assert 0 < apart(new, old, 3) < apart(new, old, 4) < apart(free, old, 4)
+  with pytest.raises(UserError, match=r"executing: found frozen 7 and ramp 2, expected together at most 8"):
+    policy([image], "Pour tea.", executing=Executing(old, frozen=7, ramp=2))
+
+
+def test_the_rest_of_a_chunk_is_seen_from_where_the_wrists_are(policy):
+  chunk = policy([np.zeros((32, 32, 3), np.uint8)], "Pour tea.")
+  now = chunk.T_start_wrist_Tx2x4x4[1]
+  rest = chunk.rest(2, now)
+  np.testing.assert_allclose(now @ rest.T_start_wrist_Tx2x4x4[0], chunk.T_start_wrist_Tx2x4x4[2], atol=1e-6)
+  assert len(rest.joints_Tx2xJ) == len(chunk.joints_Tx2xJ) - 2
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):

@@ -65,6 +65,13 @@ def split_chunk(action_TxA, num_joints: int):
   return geometry.se3(rotation, hands[..., :3]), hands[..., 9:]
 
 
+def join_chunk(T_start_wrist_Tx2x4x4, joints_Tx2xJ):
+  """The inverse of split_chunk: -> [..., T, A]."""
+  rot6d = geometry.so3_to_rot6d(T_start_wrist_Tx2x4x4[..., :3, :3])
+  hands = np.concatenate([T_start_wrist_Tx2x4x4[..., :3, 3], rot6d, joints_Tx2xJ], axis=-1)
+  return hands.reshape(*hands.shape[:-2], -1)
+
+
 STATE_METRES = 0.5  # positions in the camera frame come out within about +-1
 
 

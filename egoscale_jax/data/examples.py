@@ -72,6 +72,7 @@ class Assembler:
     self._prompt_of, self._buffers = prompt, Buffers()
     # Read once: a look-up in a ConfigDict costs as much as a row's share of everything else.
     self._size, self._cameras, self._slot_of = tuple(data.image_size), tuple(data.cameras), dict(data.slots)
+    self._crop = data.crop
 
   def __getstate__(self):
     return {"data": self.data, "model": self.model, "prompt": self._prompt_of, "slots": self.slots}
@@ -110,7 +111,7 @@ class Assembler:
       if camera is None:
         picture_YxXx3[:] = 0
       else:
-        transforms.decode_into(window.clip, window.image, camera, picture_YxXx3)
+        transforms.decode_into(window.clip, window.image, camera, picture_YxXx3, self._crop)
         batch.image_mask_BxC[row, place] = True
 
   def _find_cameras(self, names) -> tuple[int | None, ...]:
@@ -193,6 +194,10 @@ def make_assembler(config, prompt, stats: dict[int, statistics.Statistics]) -> A
   d, m = config.data, config.model
   if not d.residual_soft_m >= 0:
     raise UserError(f"config.data.residual_soft_m: found {d.residual_soft_m}, expected metres, or 0 for no weighting")
+  if not 0 <= d.crop <= 1:
+    raise UserError(f"config.data.crop: found {d.crop}, expected a share of the sides, or 0 for a crop to the aspect ratio alone")
+  if d.crop and config.augment.crop != 1.0:
+    raise UserError(f"config.augment.crop: found {config.augment.crop}, expected 1.0: config.data.crop = {d.crop} crops already")
   if not d.cameras:
     raise UserError("config.data.cameras: found none, expected the names of one or more cameras")
   slots = {}

@@ -7,6 +7,7 @@ The sequence of one observation, left-padded so that every example ends where th
 
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 import tokenizers
@@ -56,6 +57,7 @@ class Prompt:
   images: int
   image_tokens: int
   text_tokens: int
+  plain: bool = False  # lower case and no punctuation, as GR00T N1.7 was trained
 
   @property
   def length(self) -> int:
@@ -75,6 +77,7 @@ class Prompt:
 
   def __call__(self, text):
     """-> token ids [L] int32 and their mask [L] bool (False is padding)."""
+    text = re.sub(r"[^\w\s]", "", text.lower()) if self.plain else text
     token = self.tokenizer.token_to_id
     encode = lambda part: self.tokenizer.encode(part, add_special_tokens=False).ids  # noqa: E731
     head, tail = [token(TURN_START), *encode("user\n")], [*encode(text), token(TURN_END), *encode("\n")]

@@ -12,8 +12,13 @@ def centre_crop(height, width, size):
   return (height - box[0]) // 2, (width - box[1]) // 2, *box
 
 
-def fit(image_YxXx3, size):
-  """uint8 image of any size -> uint8 [size[0], size[1], 3]: centre crop to the aspect ratio, then an antialiased resize."""
+def fit(image_YxXx3, size, crop=0.0):
+  """uint8 image of any size -> uint8 [size[0], size[1], 3]: centre crop to the aspect ratio, then an antialiased resize.
+
+  With `crop` the way of GR00T N1.7: the whole image to that size whatever its aspect ratio, the middle `crop` of it, and to the size again.
+  """
+  if crop:
+    return _middle(image_YxXx3, size, crop)
   if image_YxXx3.shape[:2] == tuple(size):
     return image_YxXx3
   top, left, height, width = centre_crop(*image_YxXx3.shape[:2], size)
@@ -21,13 +26,21 @@ def fit(image_YxXx3, size):
   return np.asarray(crop.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
+def _middle(image_YxXx3, size, crop):
+  height, width = (int(n * crop) for n in size)
+  top, left = (size[0] - height) // 2, (size[1] - width) // 2
+  whole = Image.fromarray(image_YxXx3).resize((size[1], size[0]), Image.Resampling.BOX)  # each pixel is the mean of its area
+  middle = whole.crop((left, top, left + width, top + height))
+  return np.asarray(middle.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
 def decode(jpeg, size):
   """JPEG bytes -> uint8 [size[0], size[1], 3]."""
   return fit(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"), size)
 
 
-def decode_into(clip, image: int, camera: int, out_YxXx3):
+def decode_into(clip, image: int, camera: int, out_YxXx3, crop=0.0):
   """A picture of a clip -> `out` uint8 [Y, X, 3], as fit() makes it, without a copy where the stored size is that of `out`."""
   rgb = clip.rgb(image, camera, out_YxXx3)
-  if rgb is not out_YxXx3:
-    out_YxXx3[:] = fit(rgb, out_YxXx3.shape[:2])
+  if crop or rgb is not out_YxXx3:
+    out_YxXx3[:] = fit(rgb, out_YxXx3.shape[:2], crop)

@@ -13,6 +13,9 @@
                             |
                    adaptive norm, linear, action decoder (a slot each) -> velocity_BxTxA
 ```
+(`text_every` = 2: of the blocks that read the features every second reads text.) The keys and values of the features are the same at every
+flow step and for every draw of the noise, so they are made once an observation (FeatureMemory). With several draws the expert's batch is a
+multiple of the features': an example's draws stand together.
 """
 
 import flax.linen as nn
@@ -42,8 +45,29 @@ class FeatureBlock(nn.Module):
     return x_BxLxD, None
 
 
+class FeatureMemory(nn.Module):
+  """Keys and values [B, L, M, N, H] of the features for each of the M blocks that read them."""
+
+  blocks: int
+  heads: int
+  head_dim: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x_BxLxD):
+    linear = lambda name: layers.dense((self.blocks, self.heads, self.head_dim), name, self.dtype)  # noqa: E731
+    return linear("key")(x_BxLxD), linear("value")(x_BxLxD)
+
+
+def modulation(both_BxGx2D, clean_BxK):
+  """-> first and second half [B, K or 1, D] of what the flow time says. G = 2 where some tokens are clean: the second is theirs, t = 1."""
+  if clean_BxK is not None:
+    both_BxGx2D = jnp.where(clean_BxK[:, :, None], both_BxGx2D[:, 1:], both_BxGx2D[:, :1])
+  return jnp.split(both_BxGx2D, 2, axis=-1)
+
+
 class Block(nn.Module):
-  """One block of the expert: reads `source` where it is given, itself otherwise."""
+  """One block of the expert: reads `memory` = keys and values [B, L, N, H] where it is given, itself otherwise."""
 
   heads: int
   head_dim: int
@@ -52,21 +76,22 @@ class Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxKxD, time_BxD, source_BxLxD, mask_BxKxL):
+  def __call__(self, x_BxKxD, time_BxGxD, clean_BxK, memory, mask_BxKxL):
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
     width = x_BxKxD.shape[-1]
-    scale_BxD, shift_BxD = jnp.split(layers.dense(2 * width, "time", self.dtype)(nn.silu(time_BxD)), 2, axis=-1)
+    scale_BxKxD, shift_BxKxD = modulation(layers.dense(2 * width, "time", self.dtype)(nn.silu(time_BxGxD)), clean_BxK)
     y = layers.layer_norm("norm_attention", self.dtype, affine=False, eps=1e-5)(x_BxKxD)
-    y = y * (1 + scale_BxD[:, None]) + shift_BxD[:, None]
-    x_BxKxD += drop(layers.Attention(self.heads, self.head_dim, self.dtype, name="attention")(y, source_BxLxD, mask_BxKxL))
+    y = y * (1 + scale_BxKxD) + shift_BxKxD
+    x_BxKxD += drop(layers.Attention(self.heads, self.head_dim, self.dtype, name="attention")(y, memory, mask_BxKxL))
     y = layers.layer_norm("norm_mlp", self.dtype, affine=False, eps=1e-5)(x_BxKxD)
     x_BxKxD += drop(layers.Mlp(4 * width, width, self.dtype, name="mlp")(y))
     return x_BxKxD
 
 
 class BlockGroup(nn.Module):
-  """Four blocks: text, self, image, self; the unit that is scanned."""
+  """Blocks text, self, then image, self, as many as `blocks`; the unit that is scanned."""
 
+  blocks: int
   heads: int
   head_dim: int
   dropout: float
@@ -74,12 +99,11 @@ class BlockGroup(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxKxD, time_BxD, features_BxLxD, text_Bx1xL, image_Bx1xL, self_Bx1xK):
-    block = lambda name: Block(self.heads, self.head_dim, self.dropout, self.train, self.dtype, name=name)  # noqa: E731
-    x_BxKxD = block("read_text")(x_BxKxD, time_BxD, features_BxLxD, text_Bx1xL)
-    x_BxKxD = block("self_0")(x_BxKxD, time_BxD, None, self_Bx1xK)
-    x_BxKxD = block("read_image")(x_BxKxD, time_BxD, features_BxLxD, image_Bx1xL)
-    x_BxKxD = block("self_1")(x_BxKxD, time_BxD, None, self_Bx1xK)
+  def __call__(self, x_BxKxD, memory_MxBxLxNxH, time_BxGxD, clean_BxK, text_Bx1xL, image_Bx1xL, self_Bx1xK):
+    for i in range(self.blocks):
+      block = Block(self.heads, self.head_dim, self.dropout, self.train, self.dtype, name=f"block_{i}")
+      memory = jax.tree.map(lambda a: a[i // 2], memory_MxBxLxNxH) if i % 2 == 0 else None  # noqa: B023
+      x_BxKxD = block(x_BxKxD, time_BxGxD, clean_BxK, memory, self_Bx1xK if i % 2 else image_Bx1xL if i else text_Bx1xL)
     return x_BxKxD, None
 
 
@@ -91,11 +115,11 @@ class ActionEncoder(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, action_BxTxA, bucket_B, slot_B):
+  def __call__(self, action_BxTxA, bucket_BxT, slot_B):
     linear = lambda name: layers.EmbodimentLinear(self.embodiments, self.width, self.dtype, name=name)  # noqa: E731
     x = linear("action")(action_BxTxA, slot_B)
-    time_BxD = layers.sinusoid(bucket_B, self.width, spacing=self.width // 2, cos_first=False).astype(self.dtype)
-    x = jnp.concatenate([x, jnp.broadcast_to(time_BxD[:, None], x.shape)], axis=-1)
+    time_BxTxD = layers.sinusoid(bucket_BxT, self.width, spacing=self.width // 2, cos_first=False).astype(self.dtype)
+    x = jnp.concatenate([x, jnp.broadcast_to(time_BxTxD, x.shape)], axis=-1)
     return linear("out")(nn.silu(linear("with_time")(x, slot_B)), slot_B)
 
 
@@ -123,51 +147,84 @@ class FeatureMixer(nn.Module):
 class ActionExpert(nn.Module):
   """Velocity of the flow at (x_t, t), given the backbone's features."""
 
-  layers: int  # a multiple of four: one group is text, self, image, self
+  layers: int
+  text_every: int  # of the blocks that read the features, every so many reads text, the others images
   heads: int
   head_dim: int  # width = heads * head_dim
   output: int  # width of the last linear and of the adapters' hidden layers
   action_dim: int
   embodiments: int
   max_positions: int
+  mask_actions: bool  # N1.7 reads noise in masked action dimensions and steps; we do not, so that they change nothing
   time_buckets: int
   dropout: float
   state_dropout: float
   remat: bool
   dtype: jnp.dtype
 
-  @nn.compact
-  def __call__(self, features_BxLxD, token_mask_BxL, is_image_BxL, state_BxS, state_mask_B, slot_B, x_BxTxA, step_mask_BxT, time_B, train):
-    width = self.heads * self.head_dim
-    bucket_B = jnp.floor(time_B * self.time_buckets)
+  def setup(self):
+    self.memory = FeatureMemory(-(-self.layers // 2), self.heads, self.head_dim, self.dtype)
+    self.state_encoder = layers.EmbodimentMlp(self.embodiments, self.output, self.heads * self.head_dim, self.dtype)
+    self.missing_state = self.param("missing_state", layers.truncated, (self.heads * self.head_dim,))
 
-    state_Bx1xD = self._encode_state(width, state_BxS, state_mask_B, slot_B, train)
-    action_BxTxD = ActionEncoder(self.embodiments, width, self.dtype, name="action_encoder")(x_BxTxA, bucket_B, slot_B)
+  def remember(self, features_BxLxD):
+    """-> keys and values [B, L, M, N, H]."""
+    return self.memory(features_BxLxD)
+
+  @nn.compact
+  def __call__(self, features, batch, x_BxTxA, time_B, executed_BxT, train):
+    """features: vla.Features; batch: spec.Batch; executed: the steps of x that are clean actions, at t = 1, or None."""
+    width, slot_B = self.heads * self.head_dim, batch.embodiment_B
+    action_mask_BxTxA = batch.action_mask_BxTxA
+    bucket_BxG = jnp.floor(time_B * self.time_buckets)[:, None]
+    bucket_BxT, clean_BxK = bucket_BxG, None
+    if executed_BxT is not None:
+      bucket_BxG = jnp.concatenate([bucket_BxG, jnp.full_like(bucket_BxG, self.time_buckets)], axis=1)
+      bucket_BxT = jnp.where(executed_BxT, bucket_BxG[:, 1:], bucket_BxG[:, :1])
+      clean_BxK = jnp.pad(executed_BxT, ((0, 0), (1, 0)))
+    if not self.mask_actions:
+      action_mask_BxTxA = jnp.ones_like(action_mask_BxTxA)
+    x_BxTxA, step_mask_BxT = jnp.where(action_mask_BxTxA, x_BxTxA, 0.0), jnp.any(action_mask_BxTxA, axis=-1)
+
+    state_Bx1xD = self.encode_state(batch.state_BxS, batch.state_mask_B, slot_B, train)
+    action_BxTxD = ActionEncoder(self.embodiments, width, self.dtype, name="action_encoder")(x_BxTxA, bucket_BxT, slot_B)
     position = self.param("position", layers.sinusoid_init, (self.max_positions, width))
     action_BxTxD += position[None, : x_BxTxA.shape[1]].astype(self.dtype)
     x = jnp.concatenate([state_Bx1xD, action_BxTxD], axis=1)
 
-    time_BxD = layers.dense(width, "time_in", self.dtype)(layers.sinusoid(bucket_B, 256, spacing=127, cos_first=True).astype(self.dtype))
-    time_BxD = layers.dense(width, "time_out", self.dtype)(nn.silu(time_BxD))
-    text_Bx1xL = (token_mask_BxL & ~is_image_BxL)[:, None]
-    image_Bx1xL = (token_mask_BxL & is_image_BxL)[:, None]
+    wave_BxGx256 = layers.sinusoid(bucket_BxG, 256, spacing=127, cos_first=True).astype(self.dtype)
+    time_BxGxD = layers.dense(width, "time_out", self.dtype)(nn.silu(layers.dense(width, "time_in", self.dtype)(wave_BxGx256)))
+    text_Bx1xL = (features.token_mask_BxL & ~features.is_image_BxL)[:, None]
+    image_Bx1xL = (features.token_mask_BxL & features.is_image_BxL)[:, None]
     self_Bx1xK = jnp.concatenate([jnp.ones_like(step_mask_BxT[:, :1]), step_mask_BxT], axis=1)[:, None]
-    run = layers.scan_blocks(BlockGroup, self.layers // 4, self.remat, in_axes=nn.broadcast)
-    sizes = (self.heads, self.head_dim, self.dropout, train, self.dtype)
-    x, _ = run(*sizes, name="groups")(x, time_BxD, features_BxLxD, text_Bx1xL, image_Bx1xL, self_Bx1xK)
+    x = self._blocks(x, features.memory, (time_BxGxD, clean_BxK, text_Bx1xL, image_Bx1xL, self_Bx1xK), train)
 
-    shift_BxD, scale_BxD = jnp.split(layers.dense(2 * width, "modulate_out", self.dtype)(nn.silu(time_BxD)), 2, axis=-1)
-    x = layers.layer_norm("norm_out", self.dtype, affine=False)(x) * (1 + scale_BxD[:, None]) + shift_BxD[:, None]
+    shift_BxKxD, scale_BxKxD = modulation(layers.dense(2 * width, "modulate_out", self.dtype)(nn.silu(time_BxGxD)), clean_BxK)
+    x = layers.layer_norm("norm_out", self.dtype, affine=False)(x) * (1 + scale_BxKxD) + shift_BxKxD
     x = layers.dense(self.output, "out", self.dtype)(x[:, 1:])
     return layers.EmbodimentMlp(self.embodiments, self.output, self.action_dim, self.dtype, name="action_decoder")(x, slot_B)
 
-  def _encode_state(self, width, state_BxS, state_mask_B, slot_B, train):
+  def _blocks(self, x_BxKxD, memory, shared, train):
+    """All whole groups in one scan, then what is left of one."""
+    size = 2 * self.text_every
+    groups, left = divmod(self.layers, size)
+    memory_MxBxLxNxH = jax.tree.map(lambda a: jnp.moveaxis(a, 2, 0), memory)
+    sizes = (self.heads, self.head_dim, self.dropout, train, self.dtype)
+    if groups:
+      scanned = groups * self.text_every
+      stacked = jax.tree.map(lambda a: a[:scanned].reshape(groups, self.text_every, *a.shape[1:]), memory_MxBxLxNxH)
+      run = layers.scan_blocks(BlockGroup, groups, self.remat, in_axes=(0, *(nn.broadcast,) * len(shared)))
+      x_BxKxD, _ = run(size, *sizes, name="groups")(x_BxKxD, stacked, *shared)
+    if left:
+      rest = jax.tree.map(lambda a: a[groups * self.text_every :], memory_MxBxLxNxH)
+      x_BxKxD, _ = BlockGroup(left, *sizes, name="rest")(x_BxKxD, rest, *shared)
+    return x_BxKxD
+
+  def encode_state(self, state_BxS, state_mask_B, slot_B, train):
     """-> [B, 1, D]. Without proprioception a learned placeholder stands in (paper section 2.3). Dropout zeroes the state (N1.7)."""
     state_BxS = jnp.where(state_mask_B[:, None], state_BxS, 0.0)
-    encoder = layers.EmbodimentMlp(self.embodiments, self.output, width, self.dtype, name="state_encoder")
-    encoded = encoder(state_BxS[:, None], slot_B)
+    encoded = self.state_encoder(state_BxS[:, None], slot_B)
     if train and self.state_dropout:
       keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.state_dropout, (encoded.shape[0], 1, 1))
       encoded = jnp.where(keep, encoded, 0.0)
-    placeholder = self.param("missing_state", layers.truncated, (width,))
-    return jnp.where(state_mask_B[:, None, None], encoded, placeholder[None, None].astype(self.dtype))
+    return jnp.where(state_mask_B[:, None, None], encoded, self.missing_state[None, None].astype(self.dtype))

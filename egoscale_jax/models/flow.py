@@ -39,11 +39,27 @@ def masked_mean(value_BxTxA, mask_BxTxA, weight_BxTxA):
   return total / jnp.maximum(jnp.sum(mask_BxTxA), 1)
 
 
-def euler(velocity, noise_BxTxA, steps):
-  """Forward Euler from t = 0 to 1 in `steps` equal steps; velocity(x_BxTxA, time_B) -> [B, T, A]."""
+def euler(velocity, noise_BxTxA, steps, known_BxTxA=None, keep_BxT=None):
+  """Forward Euler from t = 0 to 1 in `steps` equal steps; velocity(x_BxTxA, time_B) -> [B, T, A].
+
+  In-painting: before every step, and at the end, keep = 1 sets a step of the chunk to `known` as it would be at that time, keep = 0 leaves
+  it alone, and between them the two are mixed. So the kept steps end exactly at `known`, and the others see them as in training.
+  """
+
+  def hold(x, t):
+    if known_BxTxA is None:
+      return x
+    keep = keep_BxT[:, :, None]
+    return jnp.where(keep > 0, (1.0 - keep) * x + keep * ((1.0 - t) * noise_BxTxA + t * known_BxTxA), x)
 
   def step(x, i):
-    time_B = jnp.full(x.shape[:1], i / steps, x.dtype)
-    return x + velocity(x, time_B) / steps, None
+    x = hold(x, i / steps)
+    return x + velocity(x, jnp.full(x.shape[:1], i / steps, x.dtype)) / steps, None
 
-  return jax.lax.scan(step, noise_BxTxA, jnp.arange(steps, dtype=noise_BxTxA.dtype))[0]
+  return hold(jax.lax.scan(step, noise_BxTxA, jnp.arange(steps, dtype=noise_BxTxA.dtype))[0], 1.0)
+
+
+def executed_steps(key_B, longest, steps):
+  """Training for real-time chunking: [B, T] bool, True for the first d steps of a chunk, d uniform in 0..longest."""
+  count_B = jax.vmap(lambda key: jax.random.randint(key, (), 0, longest + 1))(key_B)
+  return jnp.arange(steps)[None, :] < count_B[:, None]

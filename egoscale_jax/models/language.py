@@ -7,8 +7,8 @@ import numpy as np
 from egoscale_jax.models import attention, layers
 
 
-def mrope_positions(is_image_BxL, token_mask_BxL, grid):
-  """Positions [3, B, L] (time, row, column) of every token; `grid` = (rows, cols) of one image's merged tokens.
+def mrope_positions(is_image_BxL, token_mask_BxL, grid_BxCx2):
+  """Positions [3, B, L] (time, row, column) of every token; `grid` holds the rows and columns of each image's merged tokens, in order.
 
   ```
   token   <s> i i i i </s> go      grid (2, 2)
@@ -17,11 +17,17 @@ def mrope_positions(is_image_BxL, token_mask_BxL, grid):
   column   0  1 2 1 2  3   4       padding does not count
   ```
   """
-  rows, cols = grid
-  counts = (is_image_BxL & token_mask_BxL).astype(jnp.int32)
-  within = (jnp.cumsum(counts, axis=1) - 1) % (rows * cols)  # a token's place in its own image
-  last = (within == rows * cols - 1) & (counts > 0)
-  advance = jnp.where(counts > 0, jnp.where(last, max(rows, cols), 0), token_mask_BxL.astype(jnp.int32))
+  grid_BxCx2 = jnp.asarray(grid_BxCx2, jnp.int32)
+  counts = (is_image_BxL & token_mask_BxL).astype(jnp.int32)  # an absent image takes no room, but has its grid
+  size_BxC = jnp.prod(grid_BxCx2, axis=-1)
+  end_BxC = jnp.cumsum(size_BxC, axis=1)
+  place_BxL = jnp.cumsum(is_image_BxL, axis=1) - 1  # among the image tokens of the example
+  image_BxL = jnp.sum(place_BxL[:, :, None] >= end_BxC[:, None, :], axis=-1)
+  of_image = lambda value_BxC: jnp.take_along_axis(value_BxC, jnp.minimum(image_BxL, value_BxC.shape[1] - 1), axis=1)  # noqa: E731
+  within = place_BxL - of_image(end_BxC - size_BxC)  # a token's place in its own image
+  cols = of_image(grid_BxCx2[..., 1])
+  last = (within == of_image(size_BxC) - 1) & (counts > 0)
+  advance = jnp.where(counts > 0, jnp.where(last, of_image(jnp.max(grid_BxCx2, axis=-1)), 0), token_mask_BxL.astype(jnp.int32))
   base = jnp.cumsum(advance, axis=1) - advance
   row = jnp.where(counts > 0, within // cols, 0)
   column = jnp.where(counts > 0, within % cols, 0)
@@ -65,7 +71,10 @@ class Block(nn.Module):
 
 
 class Language(nn.Module):
-  """Embedded tokens [B, L, D] -> features [B, L, D] of the last kept layer, before the final norm (which the action head never reads)."""
+  """Embedded tokens [B, L, D] -> features [B, L, D] of the last kept layer, before the final norm.
+
+  The action head never reads that norm; its scale is a parameter all the same, so that a checkpoint goes back as complete as it came.
+  """
 
   layers: int
   width: int
@@ -86,9 +95,9 @@ class Language(nn.Module):
     return jnp.take(self.embedding, token_BxL, axis=0).astype(self.dtype)
 
   @nn.compact
-  def __call__(self, x_BxLxD, deepstack, is_image_BxL, token_mask_BxL, grid):
+  def __call__(self, x_BxLxD, deepstack, position_3xBxL, token_mask_BxL):
     """`deepstack`: list of [B, L, D], zero off the image tokens, one for each of the first blocks."""
-    angle = mrope_angles(mrope_positions(is_image_BxL, token_mask_BxL, grid), self.head_dim, self.rope_theta, self.mrope_sections)
+    angle = mrope_angles(position_3xBxL, self.head_dim, self.rope_theta, self.mrope_sections)
     length = x_BxLxD.shape[1]
     mask_BxLxL = jnp.tril(jnp.ones((1, length, length), bool)) & token_mask_BxL[:, None, :]
     sizes = (self.heads, self.kv_heads, self.head_dim, self.mlp, self.dtype)
@@ -99,4 +108,5 @@ class Language(nn.Module):
     if self.layers > early:
       run = layers.scan_blocks(Block, self.layers - early, self.remat, in_axes=nn.broadcast)
       x_BxLxD, _ = run(*sizes, name="blocks")(x_BxLxD, None, angle, mask_BxLxL)
+    nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name="norm_final")(x_BxLxD)  # a parameter, not a computation: nobody reads it
     return x_BxLxD

@@ -64,21 +64,24 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention with biases; reads itself, or `source` if given. Used by the vision encoder and the expert."""
+  """Multi-head attention with biases; reads itself, or `memory` = keys and values [B', M, N, H] if given; B is a multiple of B'.
+
+  Used by the vision encoder and the expert.
+  """
 
   heads: int
   head_dim: int
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxLxD, source_BxMxD=None, mask_BxLxM=None, angle_BxLxR=None):
-    source = x_BxLxD if source_BxMxD is None else source_BxMxD
-    q = dense((self.heads, self.head_dim), "query", self.dtype)(x_BxLxD)
-    k = dense((self.heads, self.head_dim), "key", self.dtype)(source)
-    v = dense((self.heads, self.head_dim), "value", self.dtype)(source)
+  def __call__(self, x_BxLxD, memory=None, mask_BxLxM=None, angle_BxLxR=None):
+    linear = lambda name: dense((self.heads, self.head_dim), name, self.dtype)  # noqa: E731
+    q = linear("query")(x_BxLxD)
+    k, v = memory or (linear("key")(x_BxLxD), linear("value")(x_BxLxD))
     if angle_BxLxR is not None:
       q, k = rotate(q, angle_BxLxR), rotate(k, angle_BxLxR)
-    out = attention.attend(q, k, v, mask_BxLxM)
+    folded = q.reshape(k.shape[0], -1, *q.shape[2:])  # all rows that read the same memory are queries of one attention
+    out = attention.attend(folded, k, v, mask_BxLxM).reshape(q.shape)
     return dense(x_BxLxD.shape[-1], "out", self.dtype, axis=(-2, -1))(out)
 
 

@@ -63,8 +63,18 @@ class Merger(nn.Module):
     return layers.Mlp(x.shape[-1], self.out, self.dtype, approximate_gelu=False, name="mlp")(x)
 
 
+def patches(image_BxYxXx3, patch, merge, temporal_patch):
+  """uint8 image of any whole number of cells -> [B, rows * cols, 3 * temporal_patch * patch * patch] in -1 .. 1, in merged order."""
+  pixels = image_BxYxXx3.astype(jnp.float32) / 127.5 - 1.0
+  cells = einops.rearrange(pixels, "b (r a p) (c d q) ch -> b (r c a d) ch p q", a=merge, d=merge, p=patch, q=patch)
+  return einops.repeat(cells, "b l ch p q -> b l (ch t p q)", t=temporal_patch)
+
+
 class Vision(nn.Module):
-  """image [B, Y, X, 3] uint8 -> (tokens [B, L, out], one [B, L, out] a DeepStack tap); L = Y * X / (patch * merge)^2."""
+  """patches [B, L', P] of one rows x cols grid -> (tokens [B, L, out], one [B, L, out] a DeepStack tap); L = L' / merge^2.
+
+  The grid is static: a config has one, and images of another are another program (parity.py has several).
+  """
 
   depth: int
   width: int
@@ -80,19 +90,9 @@ class Vision(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, image_BxYxXx3):
-    rows, cols = (n // self.patch for n in image_BxYxXx3.shape[1:3])
-    pixels = image_BxYxXx3.astype(jnp.float32) / 127.5 - 1.0
-    patches = einops.rearrange(
-      pixels,
-      "b (r a p) (c d q) ch -> b (r c a d) ch p q",
-      a=self.merge,
-      d=self.merge,
-      p=self.patch,
-      q=self.patch,
-    )
-    patches = einops.repeat(patches, "b l ch p q -> b l (ch t p q)", t=self.temporal_patch)
-    x = layers.dense(self.width, "patch_embed", self.dtype)(patches)
+  def __call__(self, patch_BxLxP, grid):
+    rows, cols = grid
+    x = layers.dense(self.width, "patch_embed", self.dtype)(patch_BxLxP)
 
     order = merged_order(rows, cols, self.merge)
     table = self.param("position", layers.sinusoid_init, (self.position_side**2, self.width))

@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
+from egoscale_jax.data import spec
 from egoscale_jax.models import action_expert, flow, language, vision
 
 
@@ -15,7 +17,7 @@ from egoscale_jax.models import action_expert, flow, language, vision
 class Features:
   """What the expert reads, computed once an observation."""
 
-  feature_BxLxD: jax.Array
+  memory: tuple[jax.Array, jax.Array]  # keys and values [B, L, M, N, H] of the M blocks that read the features
   token_mask_BxL: jax.Array
   is_image_BxL: jax.Array
 
@@ -37,40 +39,72 @@ class VLA(nn.Module):
     """Batch -> Features. An absent image's tokens are masked; so is padding."""
     b, c, y, x = batch.image_BxCxYxXx3.shape[:4]
     cell = self.config.vision.patch * self.config.vision.merge
-    image_tokens, taps = self.vision(batch.image_BxCxYxXx3.reshape(b * c, y, x, 3))
-    is_image = batch.token_BxL == self.config.image_token
+    v = self.config.vision
+    cut = vision.patches(batch.image_BxCxYxXx3.reshape(b * c, y, x, 3), v.patch, v.merge, v.temporal_patch)
+    tokens, taps = self.vision(cut, (y // v.patch, x // v.patch))
+    rows = lambda a: a.reshape(b, -1, a.shape[-1])  # noqa: E731  # an example's images, one after the other
     present = jnp.repeat(batch.image_mask_BxC, (y // cell) * (x // cell), axis=1)
-    place = jnp.maximum(jnp.cumsum(is_image, axis=1) - 1, 0)  # which image token stands here
-    token_mask = batch.token_mask_BxL & (~is_image | jnp.take_along_axis(present, place, axis=1))
-
-    def scatter(tokens):  # [B * C, L', D] -> [B, L, D], zero off the image tokens
-      tokens = tokens.reshape(b, -1, tokens.shape[-1])
-      return jnp.where(is_image[..., None], jnp.take_along_axis(tokens, place[..., None], axis=1), 0)
-
-    embedded = jnp.where(is_image[..., None], scatter(image_tokens), self.language.embed(batch.token_BxL))
-    hidden = self.language(embedded, [scatter(tap) for tap in taps], is_image, token_mask, (y // cell, x // cell))
-    return Features(self.mixer(hidden, token_mask, train), token_mask, is_image)
-
-  def velocity(self, features, batch, x_BxTxA, time_B, train=False):
-    """Velocity [B, T, A] float32 at (x_t, t). Masked action values are zeroed before they are read, masked steps are not attended to."""
-    x_BxTxA = jnp.where(batch.action_mask_BxTxA, x_BxTxA, 0.0)
-    out = self.expert(
-      features.feature_BxLxD,
-      features.token_mask_BxL,
-      features.is_image_BxL,
-      batch.state_BxS,
-      batch.state_mask_B,
-      batch.embodiment_B,
-      x_BxTxA,
-      jnp.any(batch.action_mask_BxTxA, axis=-1),
-      time_B,
-      train,
+    grid = jnp.broadcast_to(jnp.asarray([y // cell, x // cell]), (b, c, 2))
+    hidden, token_mask, is_image = self.read(
+      batch.token_BxL, batch.token_mask_BxL, rows(tokens), [rows(tap) for tap in taps], present, grid
     )
+    return self.remember(self.mixer(hidden, token_mask, train), token_mask, is_image)
+
+  def read(self, token_BxL, token_mask_BxL, image_BxIxD, taps_BxIxD, present_BxI, grid_BxCx2):
+    """Text and image tokens -> the decoder's output [B, L, D], which tokens are there and which are an image's [B, L].
+
+    An example's image tokens stand in the I axis in their order, whatever the grid [rows, cols] of each image; unused places may follow.
+    """
+    is_image = (token_BxL == self.config.image_token) & token_mask_BxL
+    place = jnp.maximum(jnp.cumsum(is_image, axis=1) - 1, 0)  # which image token stands here
+    token_mask = token_mask_BxL & (~is_image | jnp.take_along_axis(present_BxI, place, axis=1))
+
+    def scatter(tokens_BxIxD):  # -> [B, L, D], zero off the image tokens
+      return jnp.where(is_image[..., None], jnp.take_along_axis(tokens_BxIxD, place[..., None], axis=1), 0)
+
+    embedded = jnp.where(is_image[..., None], scatter(image_BxIxD), self.language.embed(token_BxL))
+    position = language.mrope_positions(is_image, token_mask, grid_BxCx2)
+    return self.language(embedded, [scatter(tap) for tap in taps_BxIxD], position, token_mask), token_mask, is_image
+
+  def remember(self, feature_BxLxD, token_mask_BxL, is_image_BxL):
+    """The mixer's output -> Features."""
+    return Features(self.expert.remember(feature_BxLxD), token_mask_BxL, is_image_BxL)
+
+  def velocity(self, features, batch, x_BxTxA, time_B, train=False, executed_BxT=None):
+    """Velocity [B, T, A] float32 at (x_t, t). Masked action values are zeroed before they are read, masked steps are not attended to.
+
+    B may be a multiple of the features' batch: the draws of an example stand together.
+    """
+    out = self.expert(features, batch, x_BxTxA, time_B, executed_BxT, train)
     return out.astype(jnp.float32)
 
   def __call__(self, batch):
     """Touches every parameter: for init."""
     return self.velocity(self.features(batch), batch, batch.action_BxTxA, jnp.zeros(batch.position_B.shape))
+
+
+def blank_batch(c, size, **fields):
+  """A Batch of one image token and one image cell an example, every mask on, but for the fields given; c: config.model."""
+  side, action = c.vision.patch * c.vision.merge, np.zeros((size, c.horizon, c.action_dim), np.float32)
+  blank = dict(
+    image_BxCxYxXx3=np.zeros((size, 1, side, side, 3), np.uint8),
+    image_mask_BxC=np.ones((size, 1), bool),
+    token_BxL=np.full((size, 1), c.image_token, np.int32),
+    token_mask_BxL=np.ones((size, 1), bool),
+    state_BxS=np.zeros((size, c.state_dim), np.float32),
+    state_mask_B=np.ones(size, bool),
+    action_BxTxA=action,
+    action_mask_BxTxA=np.ones(action.shape, bool),
+    action_weight_BxTxA=np.ones(action.shape, np.float32),
+    embodiment_B=np.zeros(size, np.int32),
+    position_B=np.zeros(size, np.int32),
+  )
+  return spec.Batch(**{**blank, **fields})
+
+
+def param_shapes(model):
+  """The parameters' tree of shapes; they depend on no image's size and on no length."""
+  return jax.eval_shape(model.init, jax.random.key(0), blank_batch(model.config, 1))["params"]
 
 
 def loss(model, params, batch, seed, draws, train=True):
@@ -82,18 +116,30 @@ def loss(model, params, batch, seed, draws, train=True):
   features = model.apply(params, batch, train, method=VLA.features, rngs={"dropout": dropout_features})
 
   key_B = jax.vmap(lambda key: jax.random.split(key, draws))(key_B).reshape(-1)  # [B * draws], an example's draws together
-  repeat = lambda tree: jax.tree.map(lambda a: jnp.repeat(a, draws, axis=0), tree)  # noqa: E731
-  batch, features = repeat(dataclasses.replace(batch, image_BxCxYxXx3=None, token_BxL=None)), repeat(features)
+  batch = jax.tree.map(lambda a: jnp.repeat(a, draws, axis=0), dataclasses.replace(batch, image_BxCxYxXx3=None, token_BxL=None))
   noise_key, time_key = jnp.moveaxis(jax.vmap(jax.random.split)(key_B), 1, 0)
   action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
   noise = flow.sample_noise(noise_key, action.shape[1:])
   time_B = flow.sample_time(time_key, c.alpha, c.scale)
-  x_t = flow.interpolate(noise, action, time_B)
-  velocity = model.apply(params, features, batch, x_t, time_B, train, method=VLA.velocity, rngs={"dropout": dropout_velocity})
-  return flow.masked_mean((velocity - (action - noise)) ** 2, batch.action_mask_BxTxA, batch.action_weight_BxTxA)
+  x_t, mask, executed = flow.interpolate(noise, action, time_B), batch.action_mask_BxTxA, None
+  if c.prefix:
+    executed = flow.executed_steps(jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, 2), c.prefix, action.shape[1])
+    x_t, mask = jnp.where(executed[..., None], action, x_t), mask & ~executed[..., None]
+  rngs = {"dropout": dropout_velocity}
+  velocity = model.apply(params, features, batch, x_t, time_B, train, executed, method=VLA.velocity, rngs=rngs)
+  return flow.masked_mean((velocity - (action - noise)) ** 2, mask, batch.action_weight_BxTxA)
 
 
-def sample(model, params, features, batch, noise_BxTxA, steps):
-  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; masked dimensions stay as the noise left them."""
-  velocity = lambda x, t: model.apply(params, features, batch, x, t, method=VLA.velocity)  # noqa: E731
-  return flow.euler(velocity, noise_BxTxA, steps)
+def sample(model, params, features, batch, noise_BxTxA, steps, known_BxTxA=None, keep_BxT=None):
+  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; masked dimensions stay as the noise left them.
+
+  Real-time chunking: `known` = what is being executed, keep = 1 for the steps that are certain, falling to 0 (flow.euler). A model that was
+  trained with config.model.flow.prefix reads the certain steps as they are, at t = 1.
+  """
+  executed = keep_BxT >= 1 if known_BxTxA is not None and model.config.flow.prefix else None
+
+  def velocity(x, t):
+    x = x if executed is None else jnp.where(executed[..., None], known_BxTxA, x)
+    return model.apply(params, features, batch, x, t, False, executed, method=VLA.velocity)
+
+  return flow.euler(velocity, noise_BxTxA, steps, known_BxTxA, keep_BxT)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import re
+import shutil
 
 import jax
 import ml_collections
@@ -22,6 +23,7 @@ from egoscale_jax.train import step as step_lib
 
 # What may differ when a run goes on: nothing that changes a number of it, but for the mesh, which changes the order of sums.
 FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "validation", "mesh")
+REFERENCE = "reference"  # in a work directory: the small files of the checkpoint that its parameters came from (convert.py)
 POSITIVE = ("batch_size", "steps", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
 FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch_bytes", "cache_bytes", "unreadable", "shards")
 
@@ -54,9 +56,9 @@ def make_run(config, text_tokenizer, stats, devices=None):
   height, width = config.data.image_size
   if height % cell or width % cell:
     raise UserError(f"config.data.image_size: found {(height, width)}, expected multiples of patch x merge = {cell}")
-  if config.model.expert.layers % 4:
-    raise UserError(f"config.model.expert.layers: found {config.model.expert.layers}, expected a multiple of 4")
-  prompt = tokenizer.Prompt(text_tokenizer, len(config.data.cameras), (height // cell) * (width // cell), config.data.text_tokens)
+  prompt = tokenizer.Prompt(
+    text_tokenizer, len(config.data.cameras), (height // cell) * (width // cell), config.data.text_tokens, config.data.plain_text
+  )
   prompt.check(config.model)
   model = vla.VLA(config.model)
   mesh = sharding.make_mesh(config, devices)
@@ -92,17 +94,26 @@ def _begin(config, workdir, devices):
     table.normalizer(config.model.horizon, config.data.stride, config.data.constant)  # so does a dimension that never moves
   (workdir / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
   slots.save(stats, workdir / "statistics.json")
+  if config.init_from and (pathlib.Path(config.init_from) / REFERENCE).is_dir():  # what `egoscale convert --to` needs to hand it back
+    shutil.copytree(pathlib.Path(config.init_from) / REFERENCE, workdir / REFERENCE, dirs_exist_ok=True)
   (workdir / "shards.sha256").write_text(_fingerprint(config), encoding="utf-8")
   checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
+
+
+def read_config(workdir):
+  """The config of a work directory, for one device."""
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.is_file():
+    raise UserError(f"{workdir}: config.json is missing, expected a work directory of `egoscale train`")
+  config = ml_collections.ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8"))))
+  config.mesh = dict(data=1, fsdp=1, tensor=1)
+  return config
 
 
 def open_run(workdir, shards=None):
   """An existing work directory -> (Run on this process's first device, its newest parameters, its step)."""
   workdir = pathlib.Path(workdir)
-  if not (workdir / "config.json").is_file():
-    raise UserError(f"{workdir}: config.json is missing, expected a work directory of `egoscale train`")
-  config = ml_collections.ConfigDict(_tuples(json.loads((workdir / "config.json").read_text(encoding="utf-8"))))
-  config.mesh = dict(data=1, fsdp=1, tensor=1)
+  config = read_config(workdir)
   if shards is not None:
     config.data.shards, config.data.mixture = str(shards), ml_collections.ConfigDict()
   stats = slots.load(workdir / "statistics.json")

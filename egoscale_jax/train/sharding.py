@@ -22,14 +22,15 @@ RULES = (
   (r"vision/patch_embed/kernel", P("fsdp", "tensor")),
   (r"vision/position", P(None, "fsdp")),
   (r"language/embedding", P("tensor", "fsdp")),
-  (r".*/(query|key|value)/kernel", P("fsdp", "tensor", None)),
+  (r"expert/memory/(key|value)/kernel", P("fsdp", None, "tensor", None)),
+  (r"(?!expert/memory/).*/(query|key|value)/kernel", P("fsdp", "tensor", None)),
   (r".*/(query|key|value)/bias", P("tensor", None)),
   (r".*/attention/out/kernel|language/.*/out/kernel", P("tensor", None, "fsdp")),
   (r".*/(mlp/up|gate)/kernel|language/(deepstack_)?blocks/up/kernel", P("fsdp", "tensor")),
   (r".*/mlp/down/kernel|language/(deepstack_)?blocks/down/kernel", P("tensor", "fsdp")),
   (r"expert/(state_encoder|action_encoder)/.*/kernel|expert/action_decoder/up/kernel", P(None, "fsdp")),
   (r"expert/action_decoder/down/kernel", P("fsdp", None)),  # 132 actions divide by nothing
-  (r"expert/(groups/.*/time|time_in|time_out|modulate_out|out)/kernel", P("fsdp", "tensor")),
+  (r"expert/((groups|rest)/.*/time|time_in|time_out|modulate_out|out)/kernel", P("fsdp", "tensor")),
   (r"expert/position", P(None, "fsdp")),
   (r"expert/missing_state|.*norm[^/]*/(scale|bias)|(?!.*/(query|key|value)/).*/bias", P()),
 )
@@ -85,6 +86,12 @@ def fit_spec(spec, shape, mesh):
   """Drops mesh axes that do not divide their dimension: toy sizes on many devices. A full-size model loses none (a test shows it)."""
   size = lambda axes: int(np.prod([mesh.shape[a] for a in (axes if isinstance(axes, tuple) else (axes,))]))  # noqa: E731
   return P(*(axes if axes is not None and dim % size(axes) == 0 else None for dim, axes in zip(shape, spec)))
+
+
+def param_shardings(shapes, mesh):
+  """Tree of shapes of the parameters -> tree of NamedShardings."""
+  specs = param_specs(shapes)
+  return jax.tree.map(lambda leaf, spec: NamedSharding(mesh, fit_spec(spec, leaf.shape, mesh)), shapes, specs)
 
 
 def state_shardings(state_shapes, mesh):

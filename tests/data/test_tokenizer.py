@@ -27,6 +27,18 @@ def test_sequence_is_left_padded_with_one_run_an_image(prompt):
   assert prompt.tokenizer.decode(token[mask]).strip().endswith("Push the red ball.")
 
 
+def test_sequence_is_the_chat_template_of_qwen3_vl_for_one_turn_without_an_answer(prompt):
+  token, mask = prompt("Push the red ball.")
+  image = tokenizer.START + 3 * tokenizer.IMAGE + tokenizer.END
+  whole = f"{tokenizer.TURN_START}user\n{image}{image}Push the red ball.{tokenizer.TURN_END}\n"
+  assert token[mask].tolist() == prompt.tokenizer.encode(whole).ids
+
+
+def test_plain_text_is_lower_case_without_punctuation(prompt):
+  plain = tokenizer.Prompt(prompt.tokenizer, 2, 3, 24, plain=True)
+  np.testing.assert_array_equal(plain("Push, the RED ball!")[0], prompt("push the red ball")[0])
+
+
 def test_any_text_can_be_written_back(prompt):
   text = "Öffne die Flasche: 瓶"
   token = prompt.tokenizer.encode(text).ids

@@ -26,7 +26,7 @@ def test_mrope_positions_as_in_the_table():
   #                    pad  text image ------------- text
   is_image = np.array([[0, 0, 1, 1, 1, 1, 0, 0]], bool)
   token_mask = np.array([[0, 1, 1, 1, 1, 1, 1, 1]], bool)
-  positions = language.mrope_positions(jnp.asarray(is_image), jnp.asarray(token_mask), (2, 2))[:, 0]
+  positions = language.mrope_positions(jnp.asarray(is_image), jnp.asarray(token_mask), [[(2, 2)]])[:, 0]
   np.testing.assert_array_equal(positions[0, 1:], [0, 1, 1, 1, 1, 3, 4])
   np.testing.assert_array_equal(positions[1, 1:], [0, 1, 1, 2, 2, 3, 4])
   np.testing.assert_array_equal(positions[2, 1:], [0, 1, 2, 1, 2, 3, 4])
@@ -34,9 +34,21 @@ def test_mrope_positions_as_in_the_table():
 
 def test_two_images_count_on_from_each_other():
   is_image = np.array([[1, 1, 0, 1, 1, 0]], bool)
-  positions = language.mrope_positions(jnp.asarray(is_image), jnp.ones((1, 6), bool), (1, 2))[:, 0]
+  positions = language.mrope_positions(jnp.asarray(is_image), jnp.ones((1, 6), bool), [[(1, 2), (1, 2)]])[:, 0]
   np.testing.assert_array_equal(positions[0], [0, 0, 2, 3, 3, 5])
   np.testing.assert_array_equal(positions[2], [0, 1, 2, 3, 4, 5])
+
+
+def test_images_of_other_grids_and_an_absent_one():
+  #                     1 x 2 -  text  2 x 1, absent  3 x 1 ------  text
+  is_image = np.array([[1, 1, 0, 1, 1, 1, 1, 1, 0]], bool)
+  token_mask = np.array([[1, 1, 1, 0, 0, 1, 1, 1, 1]], bool)
+  grid = np.array([[(1, 2), (2, 1), (3, 1)]])
+  positions = language.mrope_positions(jnp.asarray(is_image), jnp.asarray(token_mask), grid)[:, 0]
+  there = token_mask[0]
+  np.testing.assert_array_equal(positions[0, there], [0, 0, 2, 3, 3, 3, 6])
+  np.testing.assert_array_equal(positions[1, there], [0, 0, 2, 3, 4, 5, 6])
+  np.testing.assert_array_equal(positions[2, there], [0, 1, 2, 3, 3, 3, 6])
 
 
 def test_mrope_frequencies_are_interleaved():
@@ -58,13 +70,13 @@ def test_rotation_keeps_norms_and_depends_on_the_distance_only():
 def decoder():
   sizes = dict(layers=3, width=16, heads=2, kv_heads=1, head_dim=8, mlp=16, vocab=8, rope_theta=1e4, mrope_sections=(2, 1, 1))
   model = language.Language(**sizes, remat=False, dtype=jnp.float32)
-  is_image = jnp.zeros((1, 6), bool)
+  position = jnp.broadcast_to(jnp.arange(6), (3, 1, 6))
 
   def run(params, x, token_mask):
-    return model.apply(params, x, [jnp.zeros_like(x)], is_image, token_mask, (1, 1))
+    return model.apply(params, x, [jnp.zeros_like(x)], position, token_mask)
 
   x = jax.random.normal(jax.random.key(1), (1, 6, 16))
-  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, [x], is_image, jnp.ones((1, 6), bool), (1, 1)), x)
+  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, [x], position, jnp.ones((1, 6), bool)), x)
   params = tiny.params(shapes)
   return jax.jit(jax.jacrev(run, argnums=1)), params, x
 

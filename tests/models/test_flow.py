@@ -25,6 +25,32 @@ def test_euler_hands_out_times_zero_quarter_half_three_quarters():
   np.testing.assert_allclose(out, 1.5 / 4)
 
 
+def test_kept_steps_end_at_what_is_known_and_are_seen_at_their_time():
+  noise, known = jax.random.normal(jax.random.key(0), (2, 2, 4, 3))
+  keep = jnp.array([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+  seen = []
+
+  def velocity(x, t):
+    seen.append(x)
+    return jnp.full_like(x, 2.0)
+
+  with jax.disable_jit():
+    out = flow.euler(velocity, noise, 4, known.at[:, 2:].set(jnp.nan), keep)  # what is not kept is not read
+  free = noise + 2.0
+  np.testing.assert_array_equal(out[0, 0], known[0, 0])
+  np.testing.assert_allclose(out[0, 2:], free[0, 2:], atol=1e-6)
+  np.testing.assert_allclose(out[1], free[1], atol=1e-6)
+  for i, x in enumerate(seen):
+    np.testing.assert_allclose(x[0, 0], (1 - i / 4) * noise[0, 0] + i / 4 * known[0, 0], atol=1e-6)
+
+
+def test_executed_prefixes_are_uniform_and_contiguous():
+  executed = np.asarray(flow.executed_steps(jax.random.split(jax.random.key(0), 4000), 3, 6))
+  count = executed.sum(axis=1)
+  np.testing.assert_array_equal(executed, np.arange(6) < count[:, None])
+  np.testing.assert_allclose(np.bincount(count) / 4000, [0.25] * 4, atol=0.03)
+
+
 def test_time_distribution_is_the_reference_one():
   time = np.asarray(flow.sample_time(jax.random.split(jax.random.key(0), 20_000), 1.5, 0.999))
   assert time.min() >= 0

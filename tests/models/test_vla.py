@@ -89,7 +89,7 @@ def test_what_is_not_masked_is_seen(setup):
 def test_more_left_padding_changes_nothing(setup, features):
   """Masks, not places: what is computed does not depend on how wide the padding is."""
   config, _, params, _, _ = setup
-  narrow, wide = (features(params, tiny.batch(config, padding=padding)).feature_BxLxD for padding in (2, 9))
+  narrow, wide = (features(params, tiny.batch(config, padding=padding)).memory[0] for padding in (2, 9))
   np.testing.assert_allclose(narrow[:, 2:], wide[:, 9:], atol=2e-5)
 
 
@@ -132,10 +132,53 @@ def test_reference_shape_has_three_billion_parameters():
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
   d, f, vocab = 2048, 6144, 151936
   layer = 2 * d * d + 2 * d * 1024 + 3 * d * f + 2 * d + 2 * 128
-  assert count(shapes["language"]) == 16 * layer + vocab * d
+  assert count(shapes["language"]) == 16 * layer + vocab * d + d  # and the final norm
   w = 1024
   block = 4 * w * w + 4 * w + 2 * w * 4096 + w + 4096 + 4 * w
   merger = 4096 * 4096 + 4096 + 4096 * d + d
   patch = 3 * 2 * 16 * 16 * w + w
   assert count(shapes["vision"]) == 24 * block + patch + 48 * 48 * w + (merger + 2 * w) + 3 * (merger + 2 * 4096)
-  assert count(shapes) == 3_144_015_488
+  assert count(shapes) == 3_144_017_536
+
+
+def test_an_executed_prefix_is_read_clean_and_not_asked(setup, features, monkeypatch):
+  """Training for real-time chunking: the prefix's noise is seen nowhere, its error counts nothing, and the other steps read its action."""
+  config, _, params, batch, _ = setup
+  c = config.model.copy_and_resolve_references()
+  c.flow.prefix, c.dropout = 3, 0.0
+  c.expert.state_dropout = 0.0
+  model = vla.VLA(c)
+  seen = features(params, batch)
+  steps = jnp.arange(c.horizon) < 3
+  executed = jnp.broadcast_to(steps, (len(batch.position_B), c.horizon))
+  noise, action = jax.random.normal(jax.random.key(0), (2, *batch.action_BxTxA.shape))
+  velocity = jax.jit(lambda x, t: model.apply(params, seen, batch, x, t, False, executed, method=vla.VLA.velocity))
+  x = jnp.where(executed[..., None], action, noise)
+  early, late = velocity(x, jnp.full(len(x), 0.1)), velocity(x, jnp.full(len(x), 0.9))
+  assert np.any(early[:, 3:] != late[:, 3:])
+  other = velocity(x.at[:, 0].add(1.0), jnp.full(len(x), 0.1))
+  assert np.all(np.abs(other[:, 3:] - early[:, 3:]).max(axis=(1, 2)) > 0)
+
+  keep = executed.astype(jnp.float32)
+  out = vla.sample(model, params, seen, batch, noise, 4, action, keep)
+  np.testing.assert_array_equal(out[:, :3], action[:, :3])
+  x = noise
+  for i in range(4):
+    x = x + velocity(jnp.where(executed[..., None], action, x), jnp.full(len(x), i / 4)) / 4
+  np.testing.assert_allclose(out[:, 3:], x[:, 3:], atol=1e-4)
+
+  monkeypatch.setattr(vla.flow, "executed_steps", lambda key_B, longest, count: jnp.broadcast_to(steps, (len(key_B), count)))
+  weight = np.where(steps[None, :, None], np.nan, np.ones(batch.action_BxTxA.shape, np.float32))
+  assert np.isfinite(jax.jit(lambda p: vla.loss(model, p, dataclasses.replace(batch, action_weight_BxTxA=weight), 0, 1))(params))
+
+
+def test_draws_share_the_features_and_are_what_each_is_alone(setup, features):
+  _, model, params, batch, _ = setup
+  seen = features(params, batch)
+  twice = jax.tree.map(lambda a: np.repeat(a, 2, axis=0), dataclasses.replace(batch, image_BxCxYxXx3=None, token_BxL=None))
+  x = jax.random.normal(jax.random.key(1), twice.action_BxTxA.shape)
+  t = jax.random.uniform(jax.random.key(2), (len(x),))
+  velocity = lambda batch, x, t: model.apply(params, seen, batch, x, t, method=vla.VLA.velocity)  # noqa: E731
+  both = velocity(twice, x, t)
+  for draw in (0, 1):
+    np.testing.assert_allclose(both[draw::2], velocity(batch, x[draw::2], t[draw::2]), atol=2e-5)

@@ -108,7 +108,7 @@ def test_eight_devices_take_the_step_of_one():
     results[name] = (state, metrics)
     for (path, leaf), want in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings)):
       assert leaf.sharding.is_equivalent_to(want, leaf.ndim), sharding.path_name(path)
-  kernel = results["eight"][0].params["expert"]["groups"]["self_0"]["mlp"]["up"]["kernel"]
+  kernel = results["eight"][0].params["expert"]["groups"]["block_1"]["mlp"]["up"]["kernel"]
   assert kernel.sharding.spec == P(None, "fsdp", "tensor")
   np.testing.assert_allclose(results["one"][1]["loss"], results["eight"][1]["loss"], rtol=1e-5)
   # The first moments are the gradients; the parameters after Adam would not do: it blows up the rounding of gradients near zero.

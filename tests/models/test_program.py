@@ -1,0 +1,137 @@
+"""What is computed, read off the traced program: in which dtype, how often, and that what is masked has no gradient."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+
+from egoscale_jax import config as config_lib
+from egoscale_jax import policy
+from egoscale_jax.data import spec
+from egoscale_jax.models import vla
+from egoscale_jax.models.weights import path_name
+
+
+def equations(jaxpr, times=1):
+  """Yields (equation, how often it runs) of a program and all that it calls."""
+  for eqn in jaxpr.eqns:
+    yield eqn, times
+    inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
+    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+      if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
+        yield from equations(getattr(value, "jaxpr", value), inner)
+
+
+def test_norms_softmax_rotary_and_loss_are_float32_and_products_bfloat16():
+  config = tiny.config(**{"model.dtype": "bfloat16", "model.dropout": 0.0})
+  model, batch = vla.VLA(config.model), tiny.batch(config)
+  params = {"params": vla.param_shapes(model)}
+  program = jax.make_jaxpr(lambda p, b: vla.loss(model, p, b, 0, 2))(params, batch)
+  assert program.out_avals[0].dtype == jnp.float32
+  found = {}
+  for eqn, _ in equations(program.jaxpr):
+    if eqn.params.get("y") != 3:  # x ** 3 of the tanh-GELU
+      found.setdefault(eqn.primitive.name, []).append(eqn)
+  for name in ("exp", "rsqrt", "sin", "cos", "reduce_sum", "square", "integer_pow", "div"):  # of softmax, norms, rotary, loss
+    floats = [v.aval.dtype for eqn in found.get(name, []) for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+    assert set(map(str, floats)) <= {"float32"}, name
+  assert {"exp", "rsqrt", "sin", "integer_pow"} <= found.keys()
+  products = [{str(v.aval.dtype) for v in eqn.invars} for eqn in found["dot_general"]]
+  assert products.count({"bfloat16"}) >= len(products) - 1, "all but the vision encoder's position table"
+
+
+def product_flops(eqn):
+  (contract, _), _ = eqn.params["dimension_numbers"]
+  left = eqn.invars[0].aval.shape
+  return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
+
+
+def test_a_chunk_of_the_full_model_costs_what_it_needs():
+  """groot_n1_7, one camera, four steps: backbone once, the features' keys and values once, expert four times."""
+  config = config_lib.parse([f"--config={ROOT}/configs/pretrain.py", "--config.batch_size=1"])
+  c, length = config.model, 64 + 2 + config.data.text_tokens
+  shapes = vla.param_shapes(vla.VLA(c))
+  like = jax.ShapeDtypeStruct
+  known, keep, seed = like((1, c.horizon, c.action_dim), np.float32), like((1, c.horizon), np.float32), like((1,), np.uint32)
+  call = lambda *a: policy._sample(vla.VLA(c), *a)  # noqa: E731
+  program = jax.make_jaxpr(call)(shapes, spec.batch_shapes(config, length), seed, known, keep)
+  counted = sum(times * product_flops(eqn) for eqn, times in equations(program.jaxpr) if eqn.primitive.name == "dot_general")
+
+  needed = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    name, steps, tokens = path_name(path), c.flow.steps, 1 + c.horizon
+    if not name.endswith("kernel"):
+      continue
+    if name.startswith("vision"):
+      runs = 64 if "merger" in name or "deepstack" in name else 256
+    elif not name.startswith("expert") or "memory" in name:
+      runs = length
+    elif "encoder" in name or "decoder" in name:
+      runs = (1 if "state" in name else c.horizon * steps) / c.expert.embodiments
+    else:
+      runs = steps if "time" in name or "modulate" in name else steps * (c.horizon if name == "expert/out/kernel" else tokens)
+    needed += 2 * leaf.size * runs
+  needed += 4 * c.vision.depth * 256**2 * c.vision.width
+  needed += 4 * length**2 * (c.language.layers * c.language.heads * c.language.head_dim + c.mixer.layers * c.mixer.heads * c.mixer.head_dim)
+  width = c.expert.heads * c.expert.head_dim
+  needed += 4 * c.flow.steps * c.expert.layers // 2 * tokens * (tokens + length) * width
+  assert 0.99 * needed < counted < 1.1 * needed, (counted / 1e9, needed / 1e9)
+
+
+@pytest.fixture(scope="module")
+def masked():
+  """Two cameras, the first of row 0 absent; the right hand of row 1 and the last steps of row 2 masked; no state in row 3."""
+  config = tiny.config(**{"batch_size": 4, "data.cameras": ("ego", "wrist")})
+  model = vla.VLA(config.model)
+  n = tiny.image_tokens(config)
+  batch = tiny.batch(config, text=6 + n)
+  token, action_mask = batch.token_BxL.copy(), np.ones(batch.action_mask_BxTxA.shape, bool)
+  token[:, 4 + n : 4 + 2 * n] = config.model.image_token  # behind the first image and a word
+  image_mask, state_mask = np.ones((4, 2), bool), np.ones(4, bool)
+  image_mask[0, 0] = state_mask[3] = False
+  action_mask[1, :, 31:62], action_mask[2, -3:] = False, False
+  changes = dict(token_BxL=token, image_mask_BxC=image_mask, state_mask_B=state_mask, action_mask_BxTxA=action_mask)
+  return model, {"params": tiny.params(vla.param_shapes(model))}, dataclasses.replace(batch, **changes), n
+
+
+def test_masked_steps_dims_and_state_have_no_gradient(masked):
+  model, params, batch, _ = masked
+  features = jax.jit(lambda p: model.apply(p, batch, method=vla.VLA.features))(params)
+  x = jax.random.normal(jax.random.key(0), batch.action_BxTxA.shape)
+  t = jnp.full(4, 0.3)
+
+  def output(x, state):
+    out = model.apply(params, features, dataclasses.replace(batch, state_BxS=state), x, t, method=vla.VLA.velocity)
+    return jnp.sum(jnp.where(batch.action_mask_BxTxA, jnp.sin(out), 0.0))
+
+  of_x, of_state = jax.jit(jax.grad(output, argnums=(0, 1)))(x, jnp.asarray(batch.state_BxS))
+  np.testing.assert_array_equal(np.asarray(of_x) != 0, batch.action_mask_BxTxA)
+  np.testing.assert_array_equal(np.any(np.asarray(of_state) != 0, axis=1), batch.state_mask_B)
+
+
+def test_an_absent_camera_and_padding_have_no_gradient(masked):
+  model, params, batch, n = masked
+  b, width = len(batch.position_B), model.config.language.width
+  image = jax.random.normal(jax.random.key(1), (b, 2 * n, width))
+  present = np.repeat(batch.image_mask_BxC, n, axis=1)
+  grid = np.broadcast_to([1, n], (b, 2, 2))
+  cot = jax.random.normal(jax.random.key(2), (b, batch.token_BxL.shape[1], width))
+
+  def output(image, taps):
+    read = model.apply(params, batch.token_BxL, batch.token_mask_BxL, image, taps, present, grid, method=vla.VLA.read)
+    features = model.apply(
+      params, read[0], *read[1:], method=lambda m, x, there, is_image: m.remember(m.mixer(x, there, False), there, is_image)
+    )
+    batch_of = dataclasses.replace(batch, image_BxCxYxXx3=None)
+    velocity = model.apply(params, features, batch_of, batch.action_BxTxA, jnp.full(b, 0.3), method=vla.VLA.velocity)
+    return jnp.sum(jnp.sin(velocity)) + jnp.sum(jnp.where(read[1][..., None], cot * read[0], 0.0))
+
+  taps = [image[::-1]] * len(model.config.vision.deepstack)
+  of_image, of_taps = jax.jit(jax.grad(output, argnums=(0, 1)))(image, taps)
+  for gradient in (of_image, *of_taps):
+    np.testing.assert_array_equal(np.any(np.asarray(gradient) != 0, axis=-1), present)
