@@ -58,7 +58,7 @@ def test_a_chunk_of_the_full_model_costs_what_it_needs():
   shapes = vla.param_shapes(vla.VLA(c))
   like = jax.ShapeDtypeStruct
   known, keep, seed = like((1, c.horizon, c.action_dim), np.float32), like((1, c.horizon), np.float32), like((1,), np.uint32)
-  call = lambda *a: policy._sample(vla.VLA(c), *a)  # noqa: E731
+  call = lambda *a: policy._sample(vla.VLA(c), config.augment, *a)  # noqa: E731
   program = jax.make_jaxpr(call)(shapes, spec.batch_shapes(config, length), seed, known, keep)
   counted = sum(times * product_flops(eqn) for eqn, times in equations(program.jaxpr) if eqn.primitive.name == "dot_general")
 
