@@ -84,6 +84,8 @@ def get_config(mode=""):
   config.optim = dict(
     learning_rate=5e-5, warmup=0.05, b1=0.95, b2=0.999, eps=1e-8, weight_decay=1e-5, clip_norm=1.0
   )  # AdamW, cosine, warm-up as a share of the steps (GR00T N1's Table 6, N1.7; the paper is silent)
+  config.ema = 0.0  # decay a step of the running mean of what is learned, which is then validated, handed on and exported; 0: none
+  config.lora = dict(rank=0, alpha=16.0, paths=())  # low-rank adapters on kernels whose path matches; train_parts=() trains them alone
   config.train_parts = (".*",)  # regular expressions on parameter paths; the rest is frozen, without gradient or optimizer state
   config.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1: all that is left
 

@@ -79,7 +79,7 @@ def _value(key, text, old):
     value = float(value)
   if isinstance(old, tuple) and not isinstance(value, tuple):
     value = (value,) if not isinstance(value, list) else tuple(value)
-  if isinstance(old, tuple) and old and {type(item) for item in value} != {type(item) for item in old}:
+  if isinstance(old, tuple) and old and value and {type(item) for item in value} != {type(item) for item in old}:
     raise UserError(f"--config.{key}: found {text!r}, expected a tuple as in {old!r}")
   if type(value) is not type(old):
     raise UserError(f"--config.{key}: found {text!r}, expected {type(old).__name__}, as in {old!r}")

@@ -28,7 +28,7 @@ def save(checkpoints, step, state):
 def restore(checkpoints, step, shapes, shardings):
   """The state of `step`, or a part of it, on any mesh. `shapes` and `shardings` are trees like it; a mismatch is a UserError with paths."""
   found = checkpoints.item_metadata(step).tree
-  _compare(shapes, {name: found[name] for name in _names(shapes) if name in found}, f"{checkpoints.directory}/{step}")
+  compare(shapes, {name: found[name] for name in _names(shapes) if name in found}, f"{checkpoints.directory}/{step}")
   target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
   restore_args = ocp.checkpoint_utils.construct_restore_args(target)
   return checkpoints.restore(step, args=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True))
@@ -58,7 +58,7 @@ def _names(tree):
   return sorted({path_name(path).split("/")[0] for path, _ in jax.tree_util.tree_leaves_with_path(tree)})
 
 
-def _compare(expected, found, where):
+def compare(expected, found, where):
   """UserError with the first paths that differ between two trees of things with a shape."""
   flat = lambda tree: {path_name(p): tuple(leaf.shape) for p, leaf in jax.tree_util.tree_leaves_with_path(tree) if hasattr(leaf, "shape")}  # noqa: E731
   expected, found = flat(expected), flat(found)

@@ -77,7 +77,7 @@ def to_groot(workdir, folder):
   model = vla.VLA(config.model)
   shapes = vla.param_shapes(model)
   shardings = sharding.param_shardings(shapes, sharding.make_mesh(config, jax.devices()[:1]))
-  params = checkpoint.restore_params(workdir, shapes, shardings)
+  params = run_lib.final_params(workdir, shapes, shardings)
   _start(folder)
   came, dtypes = workdir / run_lib.REFERENCE, {}
   if (came / DTYPES).is_file():
@@ -130,6 +130,7 @@ def _start(folder):
 def _write(folder, workdir, config, params, statistics, dtypes):
   """Everything of a work directory; config.json last: from then on it is one."""
   workdir = pathlib.Path(workdir)
+  config.ema, config.lora.rank = 0.0, 0  # those are of a run, and here is none yet
   with checkpoint.manager(workdir, keep=1) as checkpoints:
     checkpoint.save(checkpoints, 0, {"params": params})
     checkpoints.wait_until_finished()

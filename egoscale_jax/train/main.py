@@ -34,7 +34,7 @@ def main(config, workdir, devices=None):
     else:
       # Read before anything is compiled: parameters that do not fit are told at once. And only they: no fresh ones beside them.
       shapes, shardings = run.state_shapes.params, run.state_shardings.params
-      given = checkpoint.restore_params(config.init_from, shapes, shardings) if config.init_from else None
+      given = run_lib.final_params(config.init_from, shapes, shardings) if config.init_from else None
       init = jax.jit(functools.partial(step_lib.init_state, run.model, config), out_shardings=run.state_shardings, donate_argnums=1)
       state = init(pipeline.fake_batch(run.batch_shapes), given)
       if config.init_from:
@@ -63,7 +63,7 @@ def main(config, workdir, devices=None):
         log.step(step, *last)
         last = None
       if validate:  # before the save: a kill in between repeats it
-        figures = held_out.run(state.params)
+        figures = held_out.run(run.final_params(state))
         log.validation(step, figures)
       if save:
         checkpoint.save(checkpoints, step, state)

@@ -6,6 +6,7 @@ workdir/config.json tokenizer.json statistics.json shards.sha256 metrics.jsonl c
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -40,6 +41,13 @@ class Run:
   state_shapes: step_lib.TrainState
   state_shardings: step_lib.TrainState
 
+  def final_params(self, state):
+    """Of a TrainState: see step.final_params."""
+    if state.lora is None and state.average is None:
+      return state.params
+    merge = functools.partial(step_lib.final_params, self.config)
+    return jax.jit(merge, out_shardings=self.state_shardings.params)(state.params, state.lora, state.average)
+
   @property
   def batch_shapes(self):
     return spec.batch_shapes(self.config, self.prompt.length)
@@ -50,6 +58,8 @@ def make_run(config, text_tokenizer, stats, devices=None):
   for name in POSITIVE:
     if config[name] < 1:
       raise UserError(f"config.{name}: found {config[name]}, expected at least 1")
+  if not 0 <= config.ema < 1:
+    raise UserError(f"config.ema: found {config.ema}, expected from 0 to less than 1")
   if len(config.data.image_size) != 2:
     raise UserError(f"config.data.image_size: found {config.data.image_size}, expected (height, width)")
   cell = config.model.vision.patch * config.model.vision.merge
@@ -119,8 +129,22 @@ def open_run(workdir, shards=None):
   stats = slots.load(workdir / "statistics.json")
   run = make_run(config, tokenizer.load(workdir / "tokenizer.json"), stats, jax.devices()[:1])
   step = checkpoint.latest_step(workdir)
-  params = checkpoint.restore_params(workdir, run.state_shapes.params, run.state_shardings.params)
-  return run, params, step
+  return run, final_params(workdir, run.state_shapes.params, run.state_shardings.params), step
+
+
+def final_params(workdir, shapes, shardings):
+  """The newest parameters of a work directory as the next stage, the policy and an export read them: see step.final_params."""
+  config = read_config(workdir)
+  if not (config.ema or config.lora.rank):
+    return checkpoint.restore_params(workdir, shapes, shardings)
+  model = vla.VLA(config.model)
+  state = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), vla.blank_batch(config.model, 1))
+  on = sharding.state_shardings(state, jax.tree.leaves(shardings)[0].mesh)
+  parts = {name: getattr(state, name) for name in ("params", "lora", "average") if getattr(state, name) is not None}
+  with checkpoint.manager(workdir) as checkpoints:
+    found = checkpoint.restore(checkpoints, checkpoint.latest_step(workdir), parts, {name: getattr(on, name) for name in parts})
+  checkpoint.compare(shapes, found["params"], f"{workdir}")
+  return jax.jit(lambda found: step_lib.final_params(config, **found), out_shardings=shardings)(found)
 
 
 def _tuples(value):

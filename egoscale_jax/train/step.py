@@ -7,25 +7,45 @@ import jax.numpy as jnp
 import optax
 
 from egoscale_jax.models import augment, vla
-from egoscale_jax.train import optim
+from egoscale_jax.train import lora, optim
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """With the config, all that a run is: the data position and all noise follow from `step`."""
+  """With the config, all that a run is: the data position and all noise follow from `step`.
+
+  `learned` below is (trained parameters, adapters): what has a gradient; each None where there is none of it.
+  """
 
   step: jax.Array  # int32 scalar
   params: dict  # float32
-  opt_state: optax.OptState  # of the trained parts only
+  opt_state: optax.OptState  # of what is learned
+  lora: dict | None = None  # adapters (lora.py), with config.lora.rank
+  average: tuple | None = None  # running mean of what is learned, with config.ema
 
 
 def init_state(model, config, batch, params=None):
   """At step 0 with fresh parameters from config.seed, or with those given. Inside jit with out_shardings no device holds the whole."""
   params = model.init(jax.random.key(config.seed), batch)["params"] if params is None else params
-  mask = optim.trainable(params, config.train_parts)
-  opt_state = optim.make_optimizer(config).init(optim.select(params, mask, True))
-  return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+  adapters = lora.init(params, config.lora.paths, config.lora.rank, config.seed) if config.lora.rank else None
+  learned = (optim.select(params, optim.trainable(params, config.train_parts), True), adapters)
+  opt_state = optim.make_optimizer(config).init(learned)
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, adapters, jax.tree.map(jnp.copy, learned) if config.ema else None)
+
+
+def whole(config, params, learned):
+  """Parameters as the model reads them: what is learned in its place, the adapters merged in."""
+  trained, adapters = learned
+  frozen = optim.select(params, optim.trainable(params, config.train_parts), False)
+  params = optim.merge(trained, frozen)
+  return params if adapters is None else lora.merge(params, adapters, config.lora.alpha / config.lora.rank)
+
+
+def final_params(config, params, lora=None, average=None):
+  """What validation, the policy, an export and the next stage read: the running mean where there is one, adapters merged in."""
+  trained = optim.select(params, optim.trainable(params, config.train_parts), True)
+  return whole(config, params, (trained, lora) if average is None else average)
 
 
 def make_train_step(model, config):
@@ -37,15 +57,19 @@ def make_train_step(model, config):
     if augment.is_on(config.augment):
       batch = augment.augmented(batch, config.augment, config.seed)
     mask = optim.trainable(state.params, config.train_parts)
-    trained, frozen = optim.select(state.params, mask, True), optim.select(state.params, mask, False)
+    learned = (optim.select(state.params, mask, True), state.lora)
 
-    def loss_of(trained):
-      return vla.loss(model, {"params": optim.merge(trained, frozen)}, batch, config.seed, config.flow_draws)
+    def loss_of(learned):
+      return vla.loss(model, {"params": whole(config, state.params, learned)}, batch, config.seed, config.flow_draws)
 
-    loss, grads = jax.value_and_grad(loss_of)(trained)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    params = optim.merge(optax.apply_updates(trained, updates), frozen)
+    loss, grads = jax.value_and_grad(loss_of)(learned)
+    updates, opt_state = optimizer.update(grads, state.opt_state, learned)
+    trained, adapters = learned = optax.apply_updates(learned, updates)
+    average = state.average
+    if config.ema:
+      average = optax.incremental_update(learned, average, 1.0 - config.ema)
+    params = optim.merge(trained, optim.select(state.params, mask, False))
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": rate(state.step)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state, adapters, average), metrics
 
   return train_step
