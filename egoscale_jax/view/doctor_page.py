@@ -12,6 +12,7 @@ from PIL import Image
 from egoscale_jax.data import findings, prepare
 from egoscale_jax.errors import UserError
 from egoscale_jax.view import draw, episodes
+from egoscale_jax.view import output as output_lib
 
 EPISODES = 12  # that are shown; all are in the table and in the list
 PICTURES = 6  # an episode
@@ -61,13 +62,7 @@ def write(found, source, columns, output):
     f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>egoscale doctor: {html.escape(found['input'])}</title>"
   )
   page = f"<!doctype html><html lang=en>{head}<style>{STYLE}</style><body>{body}</body></html>"
-  try:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(output)
-  except OSError as error:
-    raise UserError(f"--html={output}: cannot be written: {error.strerror or error}") from error
+  output_lib.write_page(output, page, "html")
 
 
 def badness(entry):

@@ -46,3 +46,14 @@ def _write_mp4(path, images, rate_hz, bar):
       container.mux(stream.encode(frame))
       bar.update()
     container.mux(stream.encode(None))
+
+
+def write_page(path: pathlib.Path, page: str, option: str):
+  """A page of HTML, whole or not at all; option: of the command line, for the error."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+  except OSError as error:
+    raise UserError(f"--{option}={path}: cannot be written: {error.strerror or error}") from error

@@ -13,6 +13,7 @@ from egoscale_jax.errors import UserError
 from egoscale_jax.policy import Policy
 from egoscale_jax.train import metrics
 from egoscale_jax.view import draw, episodes, plots, video
+from egoscale_jax.view import output as output_lib
 
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #18181b; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.2rem; }
@@ -56,13 +57,7 @@ def write(workdir, shards, output):
   )
   title = f"<title>egoscale: {html.escape(str(workdir))}</title>"
   page = f"<!doctype html><html lang=en><meta charset=utf-8>{title}<style>{STYLE}</style>{body}</html>"
-  try:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(output)
-  except OSError as error:
-    raise UserError(f"--output={output}: cannot be written: {error.strerror or error}") from error
+  output_lib.write_page(output, page, "output")
 
 
 def _read(path, maker):

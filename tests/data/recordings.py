@@ -1,5 +1,6 @@
 """Recordings for the tests: a small writer of the EgoDex format, Episodes without files, and the real samples read once a session."""
 
+import dataclasses
 import functools
 
 import av
@@ -183,3 +184,13 @@ def read_real(shared):
     except UserError as error:
       results[recording] = error
   return results
+
+
+def change_points(episode, where, value):
+  points = episode.keypoints_Fx2xPx3.copy()
+  points[where] = value(points[where])
+  return dataclasses.replace(episode, keypoints_Fx2xPx3=points)
+
+
+def bad_frames(valid_F):
+  return np.flatnonzero(~valid_F).tolist()

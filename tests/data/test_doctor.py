@@ -10,16 +10,6 @@ from conftest import ROOT
 from egoscale_jax.data import check_hand, doctor, manifest, schema
 
 
-def change_points(episode, where, value):
-  points = episode.keypoints_Fx2xPx3.copy()
-  points[where] = value(points[where])
-  return dataclasses.replace(episode, keypoints_Fx2xPx3=points)
-
-
-def bad_frames(valid_F):
-  return np.flatnonzero(~valid_F).tolist()
-
-
 def only(findings):
   assert len(findings) == 1, findings
   return findings[0]
@@ -33,9 +23,9 @@ def test_a_clean_episode_has_no_finding():
 
 
 def test_non_finite_keypoints_mask_that_hand_alone():
-  episode = change_points(recordings.episode(), (slice(3, 5), 1, 7), lambda p: p * np.nan)
+  episode = recordings.change_points(recordings.episode(), (slice(3, 5), 1, 7), lambda p: p * np.nan)
   valid, findings = doctor.check(episode)
-  assert bad_frames(valid[:, 1]) == [3, 4]
+  assert recordings.bad_frames(valid[:, 1]) == [3, 4]
   assert valid[:, 0].all()
   finding = only(findings)
   assert (finding.name, finding.severity, finding.side, finding.count, finding.first_frame) == ("not_finite", "masked", "right", 2, 3)
@@ -45,7 +35,7 @@ def test_non_finite_camera_masks_both_hands():
   camera = recordings.episode().T_world_camera_Fx4x4.copy()
   camera[6:9] = np.nan
   valid, findings = doctor.check(recordings.episode(T_world_camera_Fx4x4=camera))
-  assert bad_frames(valid[:, 0]) == bad_frames(valid[:, 1]) == [6, 7, 8]
+  assert recordings.bad_frames(valid[:, 0]) == recordings.bad_frames(valid[:, 1]) == [6, 7, 8]
   assert (only(findings).name, only(findings).side, only(findings).count) == ("camera_not_finite", "", 3)
 
 
@@ -55,49 +45,51 @@ def test_low_confidence_is_of_the_fingers_not_of_the_wrist():
   confidence[10, 0, 0] = 1.0
   confidence[20, 1, 0] = 0.0
   valid, findings = doctor.check(recordings.episode(confidence_Fx2xP=confidence))
-  assert bad_frames(valid[:, 0]) == [10]
+  assert recordings.bad_frames(valid[:, 0]) == [10]
   assert valid[:, 1].all()
   assert only(findings).name == "low_confidence"
   assert "0.090" in only(findings).detail
 
 
 def test_a_spike_masks_both_sides_and_a_step_masks_its_two_frames():
-  spike = change_points(recordings.episode(), (12, 0), lambda p: p + np.float32(0.4))
+  spike = recordings.change_points(recordings.episode(), (12, 0), lambda p: p + np.float32(0.4))
   valid, findings = doctor.check(spike)
-  assert bad_frames(valid[:, 0]) == [11, 12, 13]
+  assert recordings.bad_frames(valid[:, 0]) == [11, 12, 13]
   assert only(findings).name == "wrist_jump"
-  step = change_points(recordings.episode(), (slice(12, None), 0), lambda p: p + np.float32(0.4))
-  assert bad_frames(doctor.check(step)[0][:, 0]) == [11, 12]
-  small = change_points(recordings.episode(), (slice(12, None), 0), lambda p: p + np.float32(0.1))
+  step = recordings.change_points(recordings.episode(), (slice(12, None), 0), lambda p: p + np.float32(0.4))
+  assert recordings.bad_frames(doctor.check(step)[0][:, 0]) == [11, 12]
+  small = recordings.change_points(recordings.episode(), (slice(12, None), 0), lambda p: p + np.float32(0.1))
   assert doctor.check(small)[0].all()
 
 
 def test_a_jump_over_a_gap_counts_the_gap_s_time():
   def with_gap(step):
-    episode = change_points(recordings.episode(), (slice(10, 14), 0), lambda p: p * np.nan)
-    return doctor.check(change_points(episode, (slice(14, None), 0), lambda p: p + np.float32(step) * np.float32([1, 1, -1])))[0][:, 0]
+    episode = recordings.change_points(recordings.episode(), (slice(10, 14), 0), lambda p: p * np.nan)
+    return doctor.check(recordings.change_points(episode, (slice(14, None), 0), lambda p: p + np.float32(step) * np.float32([1, 1, -1])))[
+      0
+    ][:, 0]
 
-  assert bad_frames(with_gap(0.6)) == [10, 11, 12, 13]  # 1 m in 5 frames is a movement
-  assert bad_frames(with_gap(2.0)) == [9, 10, 11, 12, 13, 14]
+  assert recordings.bad_frames(with_gap(0.6)) == [10, 11, 12, 13]  # 1 m in 5 frames is a movement
+  assert recordings.bad_frames(with_gap(2.0)) == [9, 10, 11, 12, 13, 14]
 
 
 def test_a_camera_jump_masks_both_hands():
   camera = recordings.episode().T_world_camera_Fx4x4.copy()
   camera[20:, 0, 3] += 0.25
   valid, findings = doctor.check(recordings.episode(T_world_camera_Fx4x4=camera))
-  assert bad_frames(valid[:, 0]) == bad_frames(valid[:, 1]) == [19, 20]
+  assert recordings.bad_frames(valid[:, 0]) == recordings.bad_frames(valid[:, 1]) == [19, 20]
   assert "7.5 m/s, expected at most 6" in only(findings).detail
 
 
 def test_bone_drift_is_judged_against_the_episode_s_median():
   episode = recordings.episode()
   wrist = episode.keypoints_Fx2xPx3[15, 1, :1]
-  drifted = change_points(episode, (15, 1), lambda p: wrist + 1.35 * (p - wrist))
+  drifted = recordings.change_points(episode, (15, 1), lambda p: wrist + 1.35 * (p - wrist))
   valid, findings = doctor.check(drifted)
-  assert bad_frames(valid[:, 1]) == [15]
+  assert recordings.bad_frames(valid[:, 1]) == [15]
   assert only(findings).name == "bone_drift"
   assert "35%" in only(findings).detail
-  assert doctor.check(change_points(episode, (15, 1), lambda p: wrist + 1.25 * (p - wrist)))[0].all()
+  assert doctor.check(recordings.change_points(episode, (15, 1), lambda p: wrist + 1.25 * (p - wrist)))[0].all()
 
 
 def test_another_unit_masks_the_hand_and_rejects_the_episode():
@@ -115,10 +107,10 @@ def test_an_episode_of_less_than_half_a_second_is_rejected():
 
 
 def test_one_hand_for_half_a_second_is_enough():
-  nan = change_points(recordings.episode(), (slice(None), 0), lambda p: p * np.nan)
+  nan = recordings.change_points(recordings.episode(), (slice(None), 0), lambda p: p * np.nan)
   assert {f.severity for f in doctor.check(nan)[1]} == {"masked"}
   for frames, severity in ((25, "masked"), (26, "rejected")):  # 15 or 14 of 40 frames are left
-    both = change_points(nan, (slice(frames), 1), lambda p: p * np.nan)
+    both = recordings.change_points(nan, (slice(frames), 1), lambda p: p * np.nan)
     assert doctor.check(both)[1][-1].severity == severity
 
 
@@ -132,16 +124,16 @@ def test_check_valid_at_its_limit(valid_frames):
 def test_a_keypoint_that_the_tracker_never_has_is_not_missed():
   """Project Aria has no base of the thumb: absent throughout it is no fault, absent at some frames it is one; no other may be absent."""
   episode = recordings.episode()
-  never = change_points(episode, (slice(None), slice(None), 1), lambda p: p * np.nan)
+  never = recordings.change_points(episode, (slice(None), slice(None), 1), lambda p: p * np.nan)
   confidence = episode.confidence_Fx2xP.copy()
   confidence[:, :, 1] = 0
   valid, findings = doctor.check(dataclasses.replace(never, confidence_Fx2xP=confidence))
   assert valid.all()
   assert findings == []
   assert check_hand.absent(never.keypoints_Fx2xPx3[:, 0]) == [1]
-  sometimes = change_points(episode, (slice(3, 6), 0, 1), lambda p: p * np.nan)
-  assert bad_frames(doctor.check(sometimes)[0][:, 0]) == [3, 4, 5]
-  other = change_points(episode, (slice(None), 0, 2), lambda p: p * np.nan)
+  sometimes = recordings.change_points(episode, (slice(3, 6), 0, 1), lambda p: p * np.nan)
+  assert recordings.bad_frames(doctor.check(sometimes)[0][:, 0]) == [3, 4, 5]
+  other = recordings.change_points(episode, (slice(None), 0, 2), lambda p: p * np.nan)
   assert not doctor.check(other)[0][:, 0].any()
 
 

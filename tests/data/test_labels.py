@@ -8,16 +8,6 @@ from egoscale_jax.data import labels
 from egoscale_jax.hands import hand, keypoints
 
 
-def change_points(episode, where, value):
-  points = episode.keypoints_Fx2xPx3.copy()
-  points[where] = value(points[where])
-  return dataclasses.replace(episode, keypoints_Fx2xPx3=points)
-
-
-def bad_frames(valid_F):
-  return np.flatnonzero(~valid_F).tolist()
-
-
 @dataclasses.dataclass
 class Retargeted:
   joints_FxJ: np.ndarray
@@ -40,8 +30,8 @@ def test_labels_mask_residuals_failures_and_the_doctor_s_frames():
   valid = np.ones((40, 2), bool)
   valid[2, 1] = False
   result, findings = labels.label(recordings.episode(), (7.0, 8.0), valid, fake_retarget)
-  assert bad_frames(result.valid_Fx2[:, 0]) == [4, 9]
-  assert bad_frames(result.valid_Fx2[:, 1]) == [2]
+  assert recordings.bad_frames(result.valid_Fx2[:, 0]) == [4, 9]
+  assert recordings.bad_frames(result.valid_Fx2[:, 1]) == [2]
   assert [(f.name, f.side, f.count, f.first_frame) for f in findings] == [("retarget_failed", "left", 1, 9), ("residual", "left", 1, 4)]
   for array in (result.T_world_wrist_Fx2x4x4, result.joints_Fx2xJ, result.residual_m_Fx2):
     assert array.dtype == np.float32
@@ -63,7 +53,7 @@ def test_labels_wrist_is_the_keypoints_wrist_frame():
 
 
 def test_a_flat_palm_is_masked_and_named():
-  episode = change_points(recordings.episode(), (5, 0), lambda p: np.outer(np.arange(21), (0.01, 0, 0)).astype(np.float32))
+  episode = recordings.change_points(recordings.episode(), (5, 0), lambda p: np.outer(np.arange(21), (0.01, 0, 0)).astype(np.float32))
   result, findings = labels.label(episode, (0.0, 0.0), np.ones((40, 2), bool), fake_retarget)
   assert not result.valid_Fx2[5, 0]
   assert [f.name for f in findings if f.first_frame == 5] == ["flat_palm"]
@@ -85,7 +75,7 @@ def test_masked_frames_reach_the_retargeting_as_nan():
 
 def test_labels_do_not_ask_for_a_keypoint_that_is_never_there():
   hands = tuple(hand.load("sharpa_wave", side) for side in keypoints.SIDES)
-  left_never = change_points(recordings.episode(), (slice(None), 0, 1), lambda p: p * np.nan)
+  left_never = recordings.change_points(recordings.episode(), (slice(None), 0, 1), lambda p: p * np.nan)
   asked = []
 
   def spy(points, robot, side):
