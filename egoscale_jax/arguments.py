@@ -104,6 +104,22 @@ def parser(functions):
   sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help)
 
   sub = verb(
+    "plan",
+    "Compile the train step for a TPU pod without one: does it fit, how fast, what does it cost.",
+    "egoscale plan --config=configs/pretrain.py --topology=v5p:4x8x8",
+  )
+  sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help)
+  sub.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:16x16, v5p:4x8x8, v6e:16x16 ...")
+  sub.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them, joined by the data centre's network (default 1)")
+  sub.add_argument("--json", metavar="FILE", help="the figures too, as docs/pods.md names them; of --sweep a list, the fastest first")
+  sub.add_argument(
+    "--sweep",
+    nargs="*",
+    metavar="KEY=VALUE,...",
+    help="every choice of these, ranked, e.g. mesh.fsdp=16,64 model.remat=none,full; nothing: meshes and remat (minutes a choice)",
+  )
+
+  sub = verb(
     "convert", "A public checkpoint to a work directory, or back.", "egoscale convert --from=gr00t_n1_7 --input=DIR --output=runs/groot"
   )
   way = sub.add_mutually_exclusive_group(required=True)

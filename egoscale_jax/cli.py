@@ -106,6 +106,23 @@ def train(arguments):
   main.main(config.parse(arguments.config), arguments.workdir)
 
 
+def plan(arguments):
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # what it compiles for is described, not there
+  from egoscale_jax import config
+  from egoscale_jax.train import plan
+
+  if arguments.sweep is None:
+    made = plan.make(config.parse(arguments.config), arguments.topology, arguments.slices)
+    told = made.keys()
+    print("\n".join(made.lines()))
+  else:
+    ranked = plan.sweep(lambda more: config.parse([*arguments.config, *more]), arguments.topology, arguments.slices, arguments.sweep)
+    told = [made.keys() | {"choice": choice} for choice, made in ranked]
+  if arguments.json:
+    pathlib.Path(arguments.json).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {arguments.json}")
+
+
 def convert(arguments):
   from egoscale_jax import config
   from egoscale_jax.train import convert
@@ -150,7 +167,7 @@ def report(arguments):
   print(f"wrote {arguments.output}")
 
 
-VERBS = (simulate, doctor, prepare, export, retarget, train, convert, evaluate, view, report)
+VERBS = (simulate, doctor, prepare, export, retarget, train, plan, convert, evaluate, view, report)
 
 
 def main(argv=None):

@@ -15,9 +15,10 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|called_computations|br
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|[usf]\d+|bf16|f8\w*|s4|u4)\[([\d,]*)\]")
 _BITS = {"pred": 8, "bf16": 16}
-_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _LIST_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+_UNKNOWN = 2**60
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
@@ -31,14 +32,19 @@ class Instruction:
 
 @dataclasses.dataclass
 class Cost:
-  """Of one step on one chip. sent_bytes: {(kind, size of its group): bytes}; by_name: cycles by the operation that they come from."""
+  """Of one step on one chip. sent_bytes: {(kind, size of its group): bytes}; by_name: cycles by the operation that they come from.
+
+  untimed_bytes: written by operations whose cycles the compiler does not know (gathers by index, it says the largest int64).
+  """
 
   cycles: float = 0.0
+  untimed_bytes: float = 0.0
   sent_bytes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   by_name: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
   def add(self, other, times):
     self.cycles += times * other.cycles
+    self.untimed_bytes += times * other.untimed_bytes
     for mine, others in ((self.sent_bytes, other.sent_bytes), (self.by_name, other.by_name)):
       for key, value in others.items():
         mine[key] += times * value
@@ -93,7 +99,9 @@ def _add(total, instruction, computations, of):
     total.sent_bytes[kind, size] += sent(kind, size, instruction.type if kind == opcode else _result(instruction.type))
     return
   cycles = _CYCLES.search(instruction.rest)
-  if cycles:
+  if cycles and int(cycles[1]) > _UNKNOWN:
+    total.untimed_bytes += nbytes(instruction.type)
+  elif cycles:
     total.cycles += int(cycles[1])
     total.by_name[_name(instruction)] += int(cycles[1])
   if opcode in ("call", "async-start", "fusion"):

@@ -61,20 +61,25 @@ def make_run(config, text_tokenizer, stats, devices=None):
       raise UserError(f"config.{name}: found {config[name]}, expected at least 1")
   if not 0 <= config.ema < 1:
     raise UserError(f"config.ema: found {config.ema}, expected from 0 to less than 1")
+  prompt = make_prompt(config, text_tokenizer)
+  prompt.check(config.model)
+  mesh = sharding.make_mesh(config, devices)
+  model = vla.VLA(config.model, mesh.abstract_mesh)
+  shapes = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), spec.batch_shapes(config, prompt.length))
+  return Run(config, prompt, stats, model, mesh, shapes, sharding.state_shardings(shapes, mesh))
+
+
+def make_prompt(config, text_tokenizer=None):
+  """Of the config's cameras and image size; without a tokenizer its length alone is of use."""
   if len(config.data.image_size) != 2:
     raise UserError(f"config.data.image_size: found {config.data.image_size}, expected (height, width)")
   cell = config.model.vision.patch * config.model.vision.merge
   height, width = config.data.image_size
   if height % cell or width % cell:
     raise UserError(f"config.data.image_size: found {(height, width)}, expected multiples of patch x merge = {cell}")
-  prompt = tokenizer.Prompt(
+  return tokenizer.Prompt(
     text_tokenizer, len(config.data.cameras), (height // cell) * (width // cell), config.data.text_tokens, config.data.plain_text
   )
-  prompt.check(config.model)
-  mesh = sharding.make_mesh(config, devices)
-  model = vla.VLA(config.model, mesh.abstract_mesh)
-  shapes = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), spec.batch_shapes(config, prompt.length))
-  return Run(config, prompt, stats, model, mesh, shapes, sharding.state_shardings(shapes, mesh))
 
 
 def start(config, workdir, devices=None):

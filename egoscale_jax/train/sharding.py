@@ -10,6 +10,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -48,7 +49,22 @@ def make_mesh(config, devices=None):
   if config.batch_size % (sizes[0] * sizes[1]):
     raise UserError(f"config.batch_size: found {config.batch_size}, expected a multiple of data x fsdp = {sizes[0] * sizes[1]}")
   # Auto, not make_mesh's default Explicit, under which Linen modules fail.
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  kinds = (AxisType.Auto,) * len(AXES)
+  slices = 1 + max(getattr(device, "slice_index", 0) or 0 for device in devices)
+  if slices > 1:
+    return jax.sharding.Mesh(_across_slices(sizes, slices, devices), AXES, axis_types=kinds)
+  try:
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
+  except NotImplementedError as error:  # JAX's, where the axes cannot lie on whole axes of the torus
+    raise UserError(f"config.mesh: found {dict(zip(AXES, sizes))}, {' '.join(str(error).split())[:250]}") from error
+
+
+def _across_slices(sizes, slices, devices):
+  """Devices of several TPU slices as an array [data, fsdp, tensor]: only `data` crosses the slow network between them."""
+  if sizes[0] % slices:
+    raise UserError(f"config.mesh.data: found {sizes[0]}, expected a multiple of the {slices} slices, between which only the batch is cut")
+  within = (sizes[0] // slices, *sizes[1:])
+  return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
 
 
 def path_name(path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from egoscale_jax.models import augment, vla
-from egoscale_jax.train import lora, optim
+from egoscale_jax.train import lora, optim, sharding
 
 
 @jax.tree_util.register_dataclass
@@ -73,3 +73,16 @@ def make_train_step(model, config):
     return TrainState(state.step + 1, params, opt_state, adapters, average), metrics
 
   return train_step
+
+
+# On a TPU: one all-gather a layer in place of rings of partial products, which are too thin for the MXU on many chips, and whose program
+# grows with the ring (docs/pods.md).
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
+def jit_train_step(model, config, shardings, mesh, batch):
+  """What `egoscale train` runs and `egoscale plan` compiles: train_step on the mesh. shardings: of the state; batch: its shapes."""
+  rows = jax.tree.map(lambda _: jax.sharding.NamedSharding(mesh, sharding.BATCH), batch)
+  options = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+  step = make_train_step(model, config)
+  return jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, None), donate_argnums=0, compiler_options=options)
