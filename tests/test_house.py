@@ -30,7 +30,7 @@ ROOMS = (
   "arguments",
   "cli",
 )
-CONFIGS = ("pretrain", "midtrain", "posttrain", "quickstart")
+CONFIGS = ("pretrain", "midtrain", "posttrain", "quickstart", "small")
 
 
 def imported_rooms(path):

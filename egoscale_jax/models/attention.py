@@ -56,8 +56,9 @@ def choose(asked, platform, dtype, queries, keys, head_dim):
     return Choice("xla", f"cudnn takes heads of a multiple of 8 up to 128, not {head_dim}")
   if asked == "auto" and keys < FUSED_FROM:
     return Choice("xla", f"{keys} keys; {fused} from {FUSED_FROM}, or where it is asked for")
-  padded = "" if fused == "cudnn" else f", {queries} x {keys} padded to {_padded(queries)} x {_padded(keys)}"
-  return Choice(fused, ("asked for" if asked == fused else f"{keys} keys on a {platform}") + padded)
+  sizes, reason = (queries, keys), "asked for" if asked == fused else f"{keys} keys on a {platform}"
+  padded = tuple(_padded(size, 2 if fused == "cudnn" else LANES) for size in sizes)
+  return Choice(fused, reason if padded == sizes else f"{reason}, {queries} x {keys} padded to {padded[0]} x {padded[1]}")
 
 
 def attend(q_BxLxNxH, k_BxMxKxH, v_BxMxKxH, key_mask_BxM=None, causal=False, how="auto"):

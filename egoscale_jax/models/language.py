@@ -1,6 +1,7 @@
 """Language decoder in the shape of Qwen3: grouped queries, RMSNorm on queries and keys, SwiGLU, interleaved M-RoPE, DeepStack inputs."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
@@ -47,22 +48,27 @@ def mrope_angles(position_3xBxL, head_dim, theta, sections):
 
 
 class Block(nn.Module):
+  """-> (tokens, keys and values [B, M + L, K, H] if `keep`); `past`: keys and values [B, M, K, H] of the tokens before these."""
+
   heads: int
   kv_heads: int
   head_dim: int
   mlp: int
+  keep: bool
   attention: str
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxLxD, extra_BxLxD, angle_BxLxR, token_mask_BxL):
+  def __call__(self, x_BxLxD, extra_BxLxD, angle_BxLxR, token_mask_BxM, past):
     norm = lambda name: nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)  # noqa: E731
     y = pin(norm("norm_attention")(x_BxLxD))
     heads = lambda name, count: pin(layers.dense((count, self.head_dim), name, self.dtype, bias=False)(y), split=-2)  # noqa: E731
     q = norm("norm_query")(heads("query", self.heads))
     k, v = norm("norm_key")(heads("key", self.kv_heads)), heads("value", self.kv_heads)
     q, k = layers.rotate(q, angle_BxLxR), layers.rotate(k, angle_BxLxR)
-    out = attention.attend(q, k, v, token_mask_BxL, causal=True, how=self.attention)
+    if past is not None:
+      k, v = (jnp.concatenate(both, axis=1) for both in zip(past, (k, v)))
+    out = attention.attend(q, k, v, token_mask_BxM, causal=True, how=self.attention)
     out = checkpoint_name(pin(out, split=-2), "attended")
     x_BxLxD += checkpoint_name(pin(layers.dense(x_BxLxD.shape[-1], "out", self.dtype, bias=False, axis=(-2, -1))(out)), "branch")
 
@@ -72,7 +78,7 @@ class Block(nn.Module):
     x_BxLxD += checkpoint_name(pin(layers.dense(x_BxLxD.shape[-1], "down", self.dtype, bias=False)(hidden)), "branch")
     if extra_BxLxD is not None:  # DeepStack: an earlier vision tap, added to the image tokens
       x_BxLxD += extra_BxLxD
-    return x_BxLxD, None
+    return x_BxLxD, (k, v) if self.keep else None
 
 
 class Language(nn.Module):
@@ -101,17 +107,25 @@ class Language(nn.Module):
     return pin(jnp.take(self.embedding, token_BxL, axis=0).astype(self.dtype))
 
   @nn.compact
-  def __call__(self, x_BxLxD, deepstack, position_3xBxL, token_mask_BxL):
-    """`deepstack`: list of [B, L, D], zero off the image tokens, one for each of the first blocks."""
+  def __call__(self, x_BxLxD, deepstack, position_3xBxL, token_mask_BxM, past=None, keep=False):
+    """`deepstack`: list of [B, L, D], zero off the image tokens, one for each of the first blocks.
+
+    `keep`: -> (features, (keys, values) [layers, B, L, K, H]): the `past` of a call with the tokens that come after these and the mask of
+    all of them. So text after pictures that stay costs its own tokens only.
+    """
     angle = mrope_angles(position_3xBxL, self.head_dim, self.rope_theta, self.mrope_sections)
     x_BxLxD, deepstack = pin(x_BxLxD), [pin(tap) for tap in deepstack]
-    sizes = (self.heads, self.kv_heads, self.head_dim, self.mlp, self.attention, self.dtype)
-    early = len(deepstack)
+    sizes = (self.heads, self.kv_heads, self.head_dim, self.mlp, keep, self.attention, self.dtype)
+    early, kept = len(deepstack), []
+    first, later = (jax.tree.map(lambda a: a[part], past) for part in (slice(early), slice(early, None)))  # noqa: B023
+    axes = (0, nn.broadcast, nn.broadcast, 0)
     if early:
-      run = layers.scan_blocks(Block, early, self.remat, in_axes=(0, nn.broadcast, nn.broadcast))
-      x_BxLxD, _ = run(*sizes, name="deepstack_blocks")(x_BxLxD, jnp.stack(deepstack), angle, token_mask_BxL)
+      run = layers.scan_blocks(Block, early, self.remat, in_axes=axes)
+      x_BxLxD, of_block = run(*sizes, name="deepstack_blocks")(x_BxLxD, jnp.stack(deepstack), angle, token_mask_BxM, first)
+      kept.append(of_block)
     if self.layers > early:
-      run = layers.scan_blocks(Block, self.layers - early, self.remat, in_axes=nn.broadcast)
-      x_BxLxD, _ = run(*sizes, name="blocks")(x_BxLxD, None, angle, token_mask_BxL)
+      run = layers.scan_blocks(Block, self.layers - early, self.remat, in_axes=axes)
+      x_BxLxD, of_block = run(*sizes, name="blocks")(x_BxLxD, None, angle, token_mask_BxM, later)
+      kept.append(of_block)
     nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name="norm_final")(x_BxLxD)  # a parameter, not a computation: nobody reads it
-    return x_BxLxD
+    return (x_BxLxD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)) if keep else x_BxLxD

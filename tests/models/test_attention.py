@@ -145,7 +145,7 @@ def test_a_step_tells_its_choices_by_part():
     ("auto", "tpu", "bfloat16", (41, 1500, 48), "splash", "1500 keys on a tpu, 41 x 1500 padded to 128 x 1536"),
     ("splash", "tpu", "bfloat16", (246, 246, 128), "splash", "asked for, 246 x 246 padded to 256 x 256"),
     ("auto", "gpu", "bfloat16", (2048, 2048, 128), "cudnn", "2048 keys on a gpu"),
-    ("cudnn", "gpu", "bfloat16", (246, 246, 64), "cudnn", "asked for"),
+    ("cudnn", "gpu", "bfloat16", (41, 246, 48), "cudnn", "asked for, 41 x 246 padded to 42 x 246"),
     ("cudnn", "gpu", "float32", (246, 246, 64), "xla", "cudnn takes bfloat16 and float16, not float32"),
     ("cudnn", "gpu", "bfloat16", (246, 246, 36), "xla", "cudnn takes heads of a multiple of 8 up to 128, not 36"),
   ],

@@ -89,6 +89,25 @@ def test_decoder_is_causal_and_does_not_read_padding(decoder):
   np.testing.assert_array_equal(reads[1:] > 0, np.tril(np.ones((6, 6), bool))[1:] & np.asarray(mask)[0])
 
 
+def test_tokens_after_a_kept_prefix_are_what_they_are_in_the_whole():
+  """Four tokens, the first of row 0 padding, two of row 1 an image's; then two more, then one: each computed once."""
+  sizes = dict(layers=3, width=16, heads=2, kv_heads=1, head_dim=8, mlp=16, vocab=8, rope_theta=1e4, mrope_sections=(2, 1, 1))
+  model = language.Language(**sizes, remat="none", attention="xla", dtype=jnp.float32)
+  x, tap = jax.random.normal(jax.random.key(1), (2, 2, 7, 16))
+  is_image = np.zeros((2, 7), bool)
+  is_image[1, 1:3] = True
+  tap, mask = jnp.where(is_image[..., None], tap, 0.0), np.ones((2, 7), bool)
+  mask[0, 0] = False
+  position = language.mrope_positions(jnp.asarray(is_image), jnp.asarray(mask), np.full((2, 1, 2), (1, 2)))
+  params = tiny.params(jax.eval_shape(lambda: model.init(jax.random.key(0), x, [tap], position, mask)))
+  whole, past = model.apply(params, x, [tap], position, mask), None
+  for start, end in ((0, 4), (4, 6), (6, 7)):
+    these = slice(start, end)
+    out, past = model.apply(params, x[:, these], [tap[:, these]], position[:, :, these], mask[:, :end], past, keep=True)
+    np.testing.assert_allclose(out, whole[:, these], atol=2e-6)
+    assert [a.shape for a in past] == [(3, 2, end, 1, 8)] * 2
+
+
 @pytest.fixture(scope="module")
 def remat():
   """name -> (loss and gradients of a decoder of two blocks, bytes that it keeps for its backward pass)."""

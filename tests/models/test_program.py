@@ -83,6 +83,19 @@ def test_a_chunk_of_the_full_model_costs_what_it_needs():
   assert 0.99 * needed < counted < 1.1 * needed, (counted / 1e9, needed / 1e9)
 
 
+@pytest.mark.parametrize("name", ["none", "branches"])
+def test_remat_reaches_every_part_and_leaves_the_parameters_tree(name):
+  """The vision encoder, the decoder with and without DeepStack, the mixer, and the expert's whole groups of blocks and its rest."""
+  config = tiny.config(**{"model.remat": name, "model.expert.layers": 6, "model.language.layers": 3})
+  model, shapes = (
+    vla.VLA(config.model),
+    vla.param_shapes(vla.VLA(tiny.config(**{"model.expert.layers": 6, "model.language.layers": 3}).model)),
+  )
+  program = jax.make_jaxpr(lambda p, b: vla.loss(model, {"params": p}, b, 0, 2))(shapes, tiny.batch(config))
+  found = sum(eqn.primitive.name in ("remat2", "checkpoint") for eqn, _ in equations(program.jaxpr))  # its name differs between versions
+  assert found == (0 if name == "none" else 6)
+
+
 @pytest.fixture(scope="module")
 def masked():
   """Two cameras, the first of row 0 absent; the right hand of row 1 and the last steps of row 2 masked; no state in row 3."""

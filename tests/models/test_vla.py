@@ -12,6 +12,7 @@ from conftest import ROOT
 from egoscale_jax import config as config_lib
 from egoscale_jax.data import spec
 from egoscale_jax.models import vla
+from egoscale_jax.train import sharding
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,13 @@ def test_reference_shape_has_three_billion_parameters():
   patch = 3 * 2 * 16 * 16 * w + w
   assert count(shapes["vision"]) == 24 * block + patch + 48 * 48 * w + (merger + 2 * w) + 3 * (merger + 2 * 4096)
   assert count(shapes) == 3_144_017_536
+
+
+def test_small_has_a_hundred_million_parameters():
+  config = config_lib.parse([f"--config={ROOT}/configs/small.py"])
+  shapes = vla.param_shapes(vla.VLA(config.model))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 100_349_584
+  sharding.param_specs(shapes)  # every parameter has its rule, every rule its parameter
 
 
 def test_an_executed_prefix_is_read_clean_and_not_asked(setup, features, monkeypatch):
