@@ -43,8 +43,9 @@ def main(config, workdir, devices=None):
     first_step = int(state.step)
     batches = pipeline.train_batches(config, run.prompt, run.statistics, first_step)
     print("\n".join(batches.mixture.lines(config.steps * config.batch_size, config.data.windows)), flush=True)
-    train_step = jax.jit(step_lib.make_train_step(run.model, config), out_shardings=(run.state_shardings, None), donate_argnums=0)
     held_out = validation.Validation(config, run.prompt, run.model, run.statistics)
+    pure = step_lib.make_train_step(run.model, config, held_out.units)
+    train_step = jax.jit(pure, out_shardings=(run.state_shardings, None), donate_argnums=0)
     log = stack.enter_context(contextlib.closing(metrics.Metrics(workdir, first_step, config)))
     figures, last = None, None  # `last`: metrics of the step before, fetched while this one runs, so that the host never waits
 
