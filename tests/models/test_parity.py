@@ -35,7 +35,7 @@ def test_output_is_the_references(errors, name):
 # on noise or steps; no positions, or shifted; text and image masks swapped, none, padding read; features raw, without vlln, mixed 2 to 4
 # times, after the final norm, a layer fewer, positions 0, 1, 2, no images. A fit of 21 scales, times and steps shared by both rows: 0.15.
 # Dropout has the right size (0.2 to 0.3 rms) but another pattern: row 0 is off by nearly the same vector in all steps of the chunk (94 % of
-# the square), which dropout in the blocks would not do (about 50 %), row 1 is not (59 %), which dropout in vlln alone would not (80 to 90 %).
+# the square), which dropout in the blocks would not do (about 50 %), row 1 is not (59 %), which dropout in vlln would not do (80 to 90 %).
 @pytest.mark.xfail(strict=True, reason="cause unknown: velocity_pred and all before it agree, four Euler steps do not give action_pred")
 def test_action_pred_is_the_references(errors):
   assert errors["action_pred"] <= 3e-5 == parity.bar("action_pred")
