@@ -56,9 +56,9 @@ def test_the_hub_is_asked_for_weights_and_settings_alone(folder, monkeypatch):
 
 def test_offline_says_what_to_do(monkeypatch, tmp_path):
   """Nothing is mocked but that the network is off."""
-  huggingface_hub = pytest.importorskip("huggingface_hub", reason="reads hf:// addresses")
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+  constants = pytest.importorskip("huggingface_hub.constants", reason="reads hf:// addresses")
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
   advice = r"where there is a network `hf download nvidia/nothing --local-dir=DIR`, then give DIR$"
   with pytest.raises(UserError, match=r"^hf://nvidia/nothing: cannot be fetched \([^\n]*\); " + advice):
     with hub.local("hf://nvidia/nothing"):

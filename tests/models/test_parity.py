@@ -93,6 +93,19 @@ def test_a_setting_that_we_do_not_have_is_refused(folder, tmp_path):
     parity.load(copy)
 
 
+def test_pictures_of_another_size_are_refused(folder, tmp_path):
+  copy = tmp_path / "fixture"
+  shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+  arrays = dict(np.load(copy / "io.npz"))
+  np.savez(copy / "io.npz", **{**arrays, "in_pixel_values": arrays["in_pixel_values"][:-4]})
+  with pytest.raises(UserError, match=r"in_pixel_values: found \(52, 1536\), expected \(56, 1536\), as in_image_grid_thw says"):
+    parity.load(copy)
+  ids = np.where(arrays["in_input_ids"] == 508, 1, arrays["in_input_ids"])
+  np.savez(copy / "io.npz", **{**arrays, "in_input_ids": ids})
+  with pytest.raises(UserError, match=r"in_input_ids: found 0 image tokens, expected 14, as in_image_grid_thw says"):
+    parity.load(copy)
+
+
 def test_masked_mean_is_the_references_loss_when_all_weights_are_one():
   """The reference divides by the mask's sum; so do we, but for its 1e-6 that an empty mask needs."""
   error, mask = jax.random.uniform(jax.random.key(0), (2, 3, 4, 5))
