@@ -34,7 +34,8 @@ def model():
       image_token=151655,
       flow=dict(alpha=1.5, scale=0.999, steps=4, prefix=0),  # prefix: longest executed prefix in training (real-time chunking)
       dropout=0.2,
-      remat=True,
+      remat="full",  # what the backward pass computes again: none, dots, branches, full (models/layers.py, REMAT)
+      attention="auto",  # or xla, cudnn, splash (models/attention.py); the choice and its reason are printed at the start
       dtype="bfloat16",
     )
   )
@@ -115,7 +116,7 @@ def debug(config):
     mask_actions=True,
     state_dropout=0.2,
   )
-  m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
+  m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat="none", dtype="float32")
   config.data.update(image_size=(64, 64), threads=2, slots=dict(human=0))
   config.augment = dict(crop=1.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
   config.batch_size = 16

@@ -30,7 +30,7 @@ def get_config(mode=""):
     mask_actions=True,
     state_dropout=0.0,
   )
-  m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat=False, dtype="float32")
+  m.update(horizon=8, action_dim=64, state_dim=64, image_token=2, dropout=0.0, remat="none", dtype="float32")
   m.flow.alpha = 2.5  # more noisy inputs than (N1.7)'s 1.5: only there does a chunk have to be told from what is seen
   config.data.update(image_size=(96, 96), human_state=True, stride=8, text_tokens=32, threads=2, slots=dict(human=0))
   config.augment = dict(crop=1.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)  # two minutes teach no invariance

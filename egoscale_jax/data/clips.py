@@ -32,7 +32,7 @@ class Clip:
   start: int
   stride: int
   rate_hz: float
-  data: bytes  # the whole record
+  data: bytes | memoryview  # the whole record
   places: list[int]  # of the pictures in it: begin, end, begin, end ...
   intrinsics_Cx3x3: np.ndarray
   T_world_camera_CxNx4x4: np.ndarray
@@ -51,7 +51,7 @@ class Clip:
     """Frames that are the clip's own: what is beyond them is the tail, which the next clip has too."""
     return min(self.num_images * self.stride, len(self.valid_Fx2))
 
-  def picture(self, number: int) -> bytes:
+  def picture(self, number: int) -> bytes | memoryview:
     """JPEG, or a camera's H.264, as it is stored (spec.CLIP_PICTURES)."""
     return self.data[self.places[2 * number] : self.places[2 * number + 1]]
 
@@ -68,7 +68,7 @@ class Clip:
   def jpeg(self, image: int, camera: int = 0) -> bytes:
     if self.codec == H264:
       return video.encode(self.rgb(image, camera))
-    return self.picture(camera * self.num_images + image)
+    return bytes(self.picture(camera * self.num_images + image))
 
   @functools.cached_property
   def decoded(self) -> list[list[np.ndarray]]:
@@ -161,7 +161,7 @@ def serialize(record: dict, record_features, numbers) -> bytes:
   return example.in_order(record_features.serialize_example(record | typed))
 
 
-def read_clip(data: bytes) -> Clip:
+def read_clip(data: bytes | memoryview) -> Clip:
   """ValueError where the bytes are no clip record. The arrays are views of the bytes, and cannot be written."""
   values, arrays = _decode(data, spec.CLIP_NUMBERS, spec.CLIP_TEXTS)
   cameras = tuple(values["cameras"].split(","))
@@ -205,7 +205,7 @@ def _decode(data, numbers, texts):
   """-> ({name: text}, {name: array})."""
   found = example.parse(data)
   try:
-    values = {name: data[found[name][0] : found[name][1]].decode() for name in texts}
+    values = {name: str(data[found[name][0] : found[name][1]], "utf-8") for name in texts}
     arrays = {}
     begin, end = found["valid"]
     rows = (end - begin) // 2  # F: one byte a hand

@@ -24,19 +24,23 @@ class Order:
   windows: int
   mix: int
   seed: int
+  _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
   def __call__(self, step: int, row: int) -> tuple[int, int]:
     """-> (ordinal, window): ordinals count records from 0, each is read by one row; window 0 .. windows - 1."""
     period = self.mix * self.windows
     time = step + row * _PRIME % period
     block, slot = divmod(time, period)
-    record, window = divmod(int(_permutation(period, self.seed, row, block)[slot]), self.windows)
+    record, window = divmod(int(self._permutation(period, row, block)[slot]), self.windows)
     return (block * self.mix + record) * self.rows + row, window
 
-
-@functools.lru_cache(maxsize=65536)
-def _permutation(size, seed, row, block) -> np.ndarray:
-  return np.random.Generator(np.random.Philox(key=[seed, row], counter=block)).permutation(size).astype(np.uint16)
+  def _permutation(self, size, row, block) -> np.ndarray:
+    # Two a row are kept, the present one and the next, which threads that run ahead are at: an LRU cache of all rows grows on and on.
+    kept = self._kept.get((row, block % 2))
+    if kept is None or kept[0] != block:
+      generator = np.random.Generator(np.random.Philox(key=[self.seed, row], counter=block))
+      kept = self._kept[row, block % 2] = block, generator.permutation(size).astype(np.uint16)
+    return kept[1]
 
 
 def shuffled(ordinal: int, size: int, seed: int) -> int:

@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 
-from egoscale_jax.data import clips, examples, mixture, order
+from egoscale_jax.data import clips, examples, memory, mixture, order
 from egoscale_jax.data.spec import Batch
 from egoscale_jax.errors import UserError
 
@@ -34,7 +34,7 @@ class Info:
 class Cache:
   """Records that have windows left, the most recently used ones up to a number of bytes; safe for threads.
 
-  What has been taken `uses` times leaves at once: its memory serves the next record, where fresh memory costs a page fault every 4 kB.
+  What has been taken `uses` times leaves at once, and its memory serves the next record (data/memory.py).
   """
 
   def __init__(self, limit: int, uses: int):
@@ -67,13 +67,18 @@ class Rows:
     self._seed, self._size, self._mixture, self._assembler = config.seed, config.batch_size, mixed, assembler
     self._windows = config.data.windows
     self._order = order.Order(config.batch_size // mixed.unit, config.data.windows, config.data.mix, config.seed)
-    self._cache_bytes, self._cache = cache_bytes, Cache(cache_bytes, config.data.windows)
+    self._cache_bytes = cache_bytes
+    self._begin()
+
+  def _begin(self):
+    self._cache, self._pool = Cache(self._cache_bytes, self._windows), memory.Pool()
 
   def __getstate__(self):
-    return self.__dict__ | {"_cache": None}  # a worker process begins with an empty one
+    return self.__dict__ | {"_cache": None, "_pool": None}  # a worker process begins with empty ones
 
   def __setstate__(self, state):
-    self.__dict__.update(state, _cache=Cache(state["_cache_bytes"], state["_windows"]))
+    self.__dict__.update(state)
+    self._begin()
 
   def __call__(self, step: int, first: int, last: int) -> tuple[Batch, Info]:
     """Rows first .. last - 1 of the global batch."""
@@ -109,14 +114,13 @@ class Rows:
   def _read(self, component, own, member, skip):
     """-> (a clip, the pictures at which its windows begin), and its bytes."""
     split, number = self._mixture.components[component].find(own, member, self._seed, skip)
-    clip = split[number]
+    clip = clips.read_clip(self._pool.copy(split.record(number)))
     return (clip, order.images(clip.num_images, self._windows, self._seed, own)), _nbytes(clip)
 
 
 def _nbytes(clip):
-  if clip.codec == clips.H264:
-    return sum(picture.nbytes for camera in clip.decoded for picture in camera)
-  return len(clip.data)
+  pictures = clip.decoded if clip.codec == clips.H264 else ()
+  return memory.rounded(len(clip.data)) + sum(picture.nbytes for camera in pictures for picture in camera)
 
 
 class Batches:

@@ -211,7 +211,11 @@ class Split:
 
   def __getitem__(self, number: int) -> clips.Clip:
     """ValueError where the record is damaged."""
-    return clips.read_clip(self._records[self.record_ids[number]])
+    return clips.read_clip(self.record(number))
+
+  def record(self, number: int) -> bytes:
+    """ValueError where it cannot be read."""
+    return self._records[self.record_ids[number]]
 
 
 def clip_ids(index: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from egoscale_jax.models import layers
+from egoscale_jax.models.pinning import pin
 
 
 class FeatureBlock(nn.Module):
@@ -32,14 +33,15 @@ class FeatureBlock(nn.Module):
   head_dim: int
   dropout: float
   train: bool
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxLxD, mask_Bx1xL):
+  def __call__(self, x_BxLxD, mask_BxL):
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
     width = x_BxLxD.shape[-1]
     y = layers.layer_norm("norm_attention", self.dtype, eps=1e-5)(x_BxLxD)
-    x_BxLxD += drop(layers.Attention(self.heads, self.head_dim, self.dtype, name="attention")(y, mask_BxLxM=mask_Bx1xL))
+    x_BxLxD += drop(layers.Attention(self.heads, self.head_dim, self.attention, self.dtype, name="attention")(y, key_mask_BxM=mask_BxL))
     y = layers.layer_norm("norm_mlp", self.dtype, eps=1e-5)(x_BxLxD)
     x_BxLxD += drop(layers.Mlp(4 * width, width, self.dtype, name="mlp")(y))
     return x_BxLxD, None
@@ -55,8 +57,9 @@ class FeatureMemory(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxLxD):
-    linear = lambda name: layers.dense((self.blocks, self.heads, self.head_dim), name, self.dtype)  # noqa: E731
-    return linear("key")(x_BxLxD), linear("value")(x_BxLxD)
+    x_BxLxD = pin(x_BxLxD)
+    linear = lambda name: pin(layers.dense((self.blocks, self.heads, self.head_dim), name, self.dtype)(x_BxLxD), split=-2)  # noqa: E731
+    return linear("key"), linear("value")
 
 
 def modulation(both_BxGx2D, clean_BxK):
@@ -73,16 +76,17 @@ class Block(nn.Module):
   head_dim: int
   dropout: float
   train: bool
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxKxD, time_BxGxD, clean_BxK, memory, mask_BxKxL):
+  def __call__(self, x_BxKxD, time_BxGxD, clean_BxK, memory, mask_BxL):
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
     width = x_BxKxD.shape[-1]
-    scale_BxKxD, shift_BxKxD = modulation(layers.dense(2 * width, "time", self.dtype)(nn.silu(time_BxGxD)), clean_BxK)
+    scale_BxKxD, shift_BxKxD = modulation(pin(layers.dense(2 * width, "time", self.dtype)(pin(nn.silu(time_BxGxD)))), clean_BxK)
     y = layers.layer_norm("norm_attention", self.dtype, affine=False, eps=1e-5)(x_BxKxD)
     y = y * (1 + scale_BxKxD) + shift_BxKxD
-    x_BxKxD += drop(layers.Attention(self.heads, self.head_dim, self.dtype, name="attention")(y, memory, mask_BxKxL))
+    x_BxKxD += drop(layers.Attention(self.heads, self.head_dim, self.attention, self.dtype, name="attention")(y, memory, mask_BxL))
     y = layers.layer_norm("norm_mlp", self.dtype, affine=False, eps=1e-5)(x_BxKxD)
     x_BxKxD += drop(layers.Mlp(4 * width, width, self.dtype, name="mlp")(y))
     return x_BxKxD
@@ -96,14 +100,15 @@ class BlockGroup(nn.Module):
   head_dim: int
   dropout: float
   train: bool
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxKxD, memory_MxBxLxNxH, time_BxGxD, clean_BxK, text_Bx1xL, image_Bx1xL, self_Bx1xK):
+  def __call__(self, x_BxKxD, memory_MxBxLxNxH, time_BxGxD, clean_BxK, text_BxL, image_BxL, self_BxK):
     for i in range(self.blocks):
-      block = Block(self.heads, self.head_dim, self.dropout, self.train, self.dtype, name=f"block_{i}")
+      block = Block(self.heads, self.head_dim, self.dropout, self.train, self.attention, self.dtype, name=f"block_{i}")
       memory = jax.tree.map(lambda a: a[i // 2], memory_MxBxLxNxH) if i % 2 == 0 else None  # noqa: B023
-      x_BxKxD = block(x_BxKxD, time_BxGxD, clean_BxK, memory, self_Bx1xK if i % 2 else image_Bx1xL if i else text_Bx1xL)
+      x_BxKxD = block(x_BxKxD, time_BxGxD, clean_BxK, memory, self_BxK if i % 2 else image_BxL if i else text_BxL)
     return x_BxKxD, None
 
 
@@ -131,16 +136,17 @@ class FeatureMixer(nn.Module):
   head_dim: int
   mask_padding: bool  # N1.7 lets these blocks read padding; we do not, so that padding changes nothing
   dropout: float
-  remat: bool
+  remat: str
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x_BxLxD, token_mask_BxL, train):
-    x = layers.layer_norm("norm", self.dtype, eps=1e-5)(x_BxLxD)
-    mask = token_mask_BxL[:, None, :] if self.mask_padding else None
+    x = pin(layers.layer_norm("norm", self.dtype, eps=1e-5)(x_BxLxD))
+    mask = token_mask_BxL if self.mask_padding else None
     if self.layers:
       run = layers.scan_blocks(FeatureBlock, self.layers, self.remat, in_axes=nn.broadcast)
-      x, _ = run(self.heads, self.head_dim, self.dropout, train, self.dtype, name="blocks")(x, mask)
+      x, _ = run(self.heads, self.head_dim, self.dropout, train, self.attention, self.dtype, name="blocks")(x, mask)
     return x
 
 
@@ -159,7 +165,8 @@ class ActionExpert(nn.Module):
   time_buckets: int
   dropout: float
   state_dropout: float
-  remat: bool
+  remat: str
+  attention: str
   dtype: jnp.dtype
 
   def setup(self):
@@ -190,18 +197,19 @@ class ActionExpert(nn.Module):
     action_BxTxD = ActionEncoder(self.embodiments, width, self.dtype, name="action_encoder")(x_BxTxA, bucket_BxT, slot_B)
     position = self.param("position", layers.sinusoid_init, (self.max_positions, width))
     action_BxTxD += position[None, : x_BxTxA.shape[1]].astype(self.dtype)
-    x = jnp.concatenate([state_Bx1xD, action_BxTxD], axis=1)
+    x = pin(jnp.concatenate([state_Bx1xD, action_BxTxD], axis=1))
 
     wave_BxGx256 = layers.sinusoid(bucket_BxG, 256, spacing=127, cos_first=True).astype(self.dtype)
-    time_BxGxD = layers.dense(width, "time_out", self.dtype)(nn.silu(layers.dense(width, "time_in", self.dtype)(wave_BxGx256)))
-    text_Bx1xL = (features.token_mask_BxL & ~features.is_image_BxL)[:, None]
-    image_Bx1xL = (features.token_mask_BxL & features.is_image_BxL)[:, None]
-    self_Bx1xK = jnp.concatenate([jnp.ones_like(step_mask_BxT[:, :1]), step_mask_BxT], axis=1)[:, None]
-    x = self._blocks(x, features.memory, (time_BxGxD, clean_BxK, text_Bx1xL, image_Bx1xL, self_Bx1xK), train)
+    time_BxGxD = nn.silu(pin(layers.dense(width, "time_in", self.dtype)(wave_BxGx256), split=-1))
+    time_BxGxD = pin(layers.dense(width, "time_out", self.dtype)(pin(time_BxGxD)))
+    text_BxL = features.token_mask_BxL & ~features.is_image_BxL
+    image_BxL = features.token_mask_BxL & features.is_image_BxL
+    self_BxK = jnp.concatenate([jnp.ones_like(step_mask_BxT[:, :1]), step_mask_BxT], axis=1)
+    x = self._blocks(x, features.memory, (time_BxGxD, clean_BxK, text_BxL, image_BxL, self_BxK), train)
 
-    shift_BxKxD, scale_BxKxD = modulation(layers.dense(2 * width, "modulate_out", self.dtype)(nn.silu(time_BxGxD)), clean_BxK)
+    shift_BxKxD, scale_BxKxD = modulation(pin(layers.dense(2 * width, "modulate_out", self.dtype)(pin(nn.silu(time_BxGxD)))), clean_BxK)
     x = layers.layer_norm("norm_out", self.dtype, affine=False)(x) * (1 + scale_BxKxD) + shift_BxKxD
-    x = layers.dense(self.output, "out", self.dtype)(x[:, 1:])
+    x = pin(layers.dense(self.output, "out", self.dtype)(pin(x[:, 1:])))
     return layers.EmbodimentMlp(self.embodiments, self.output, self.action_dim, self.dtype, name="action_decoder")(x, slot_B)
 
   def _blocks(self, x_BxKxD, memory, shared, train):
@@ -209,7 +217,7 @@ class ActionExpert(nn.Module):
     size = 2 * self.text_every
     groups, left = divmod(self.layers, size)
     memory_MxBxLxNxH = jax.tree.map(lambda a: jnp.moveaxis(a, 2, 0), memory)
-    sizes = (self.heads, self.head_dim, self.dropout, train, self.dtype)
+    sizes = (self.heads, self.head_dim, self.dropout, train, self.attention, self.dtype)
     if groups:
       scanned = groups * self.text_every
       stacked = jax.tree.map(lambda a: a[:scanned].reshape(groups, self.text_every, *a.shape[1:]), memory_MxBxLxNxH)
@@ -217,7 +225,7 @@ class ActionExpert(nn.Module):
       x_BxKxD, _ = run(size, *sizes, name="groups")(x_BxKxD, stacked, *shared)
     if left:
       rest = jax.tree.map(lambda a: a[groups * self.text_every :], memory_MxBxLxNxH)
-      x_BxKxD, _ = BlockGroup(left, *sizes, name="rest")(x_BxKxD, rest, *shared)
+      x_BxKxD, _ = layers.remat_block(BlockGroup, self.remat)(left, *sizes, name="rest")(x_BxKxD, rest, *shared)
     return x_BxKxD
 
   def encode_state(self, state_BxS, state_mask_B, slot_B, train):

@@ -3,8 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from egoscale_jax.models import attention, layers
+from egoscale_jax.models.pinning import pin
 
 
 def mrope_positions(is_image_BxL, token_mask_BxL, grid_BxCx2):
@@ -49,22 +51,25 @@ class Block(nn.Module):
   kv_heads: int
   head_dim: int
   mlp: int
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxLxD, extra_BxLxD, angle_BxLxR, mask_BxLxL):
+  def __call__(self, x_BxLxD, extra_BxLxD, angle_BxLxR, token_mask_BxL):
     norm = lambda name: nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)  # noqa: E731
-    y = norm("norm_attention")(x_BxLxD)
-    q = norm("norm_query")(layers.dense((self.heads, self.head_dim), "query", self.dtype, bias=False)(y))
-    k = norm("norm_key")(layers.dense((self.kv_heads, self.head_dim), "key", self.dtype, bias=False)(y))
-    v = layers.dense((self.kv_heads, self.head_dim), "value", self.dtype, bias=False)(y)
-    out = attention.attend(layers.rotate(q, angle_BxLxR), layers.rotate(k, angle_BxLxR), v, mask_BxLxL)
-    x_BxLxD += layers.dense(x_BxLxD.shape[-1], "out", self.dtype, bias=False, axis=(-2, -1))(out)
+    y = pin(norm("norm_attention")(x_BxLxD))
+    heads = lambda name, count: pin(layers.dense((count, self.head_dim), name, self.dtype, bias=False)(y), split=-2)  # noqa: E731
+    q = norm("norm_query")(heads("query", self.heads))
+    k, v = norm("norm_key")(heads("key", self.kv_heads)), heads("value", self.kv_heads)
+    q, k = layers.rotate(q, angle_BxLxR), layers.rotate(k, angle_BxLxR)
+    out = attention.attend(q, k, v, token_mask_BxL, causal=True, how=self.attention)
+    out = checkpoint_name(pin(out, split=-2), "attended")
+    x_BxLxD += checkpoint_name(pin(layers.dense(x_BxLxD.shape[-1], "out", self.dtype, bias=False, axis=(-2, -1))(out)), "branch")
 
-    y = norm("norm_mlp")(x_BxLxD)
-    gate = nn.silu(layers.dense(self.mlp, "gate", self.dtype, bias=False)(y))
-    y = gate * layers.dense(self.mlp, "up", self.dtype, bias=False)(y)
-    x_BxLxD += layers.dense(x_BxLxD.shape[-1], "down", self.dtype, bias=False)(y)
+    y = pin(norm("norm_mlp")(x_BxLxD))
+    wide = lambda name: pin(layers.dense(self.mlp, name, self.dtype, bias=False)(y), split=-1)  # noqa: E731
+    hidden = nn.silu(wide("gate")) * wide("up")
+    x_BxLxD += checkpoint_name(pin(layers.dense(x_BxLxD.shape[-1], "down", self.dtype, bias=False)(hidden)), "branch")
     if extra_BxLxD is not None:  # DeepStack: an earlier vision tap, added to the image tokens
       x_BxLxD += extra_BxLxD
     return x_BxLxD, None
@@ -85,28 +90,28 @@ class Language(nn.Module):
   vocab: int
   rope_theta: float
   mrope_sections: tuple[int, int, int]
-  remat: bool
+  remat: str
+  attention: str
   dtype: jnp.dtype
 
   def setup(self):
     self.embedding = self.param("embedding", layers.truncated, (self.vocab, self.width))
 
   def embed(self, token_BxL):
-    return jnp.take(self.embedding, token_BxL, axis=0).astype(self.dtype)
+    return pin(jnp.take(self.embedding, token_BxL, axis=0).astype(self.dtype))
 
   @nn.compact
   def __call__(self, x_BxLxD, deepstack, position_3xBxL, token_mask_BxL):
     """`deepstack`: list of [B, L, D], zero off the image tokens, one for each of the first blocks."""
     angle = mrope_angles(position_3xBxL, self.head_dim, self.rope_theta, self.mrope_sections)
-    length = x_BxLxD.shape[1]
-    mask_BxLxL = jnp.tril(jnp.ones((1, length, length), bool)) & token_mask_BxL[:, None, :]
-    sizes = (self.heads, self.kv_heads, self.head_dim, self.mlp, self.dtype)
+    x_BxLxD, deepstack = pin(x_BxLxD), [pin(tap) for tap in deepstack]
+    sizes = (self.heads, self.kv_heads, self.head_dim, self.mlp, self.attention, self.dtype)
     early = len(deepstack)
     if early:
       run = layers.scan_blocks(Block, early, self.remat, in_axes=(0, nn.broadcast, nn.broadcast))
-      x_BxLxD, _ = run(*sizes, name="deepstack_blocks")(x_BxLxD, jnp.stack(deepstack), angle, mask_BxLxL)
+      x_BxLxD, _ = run(*sizes, name="deepstack_blocks")(x_BxLxD, jnp.stack(deepstack), angle, token_mask_BxL)
     if self.layers > early:
       run = layers.scan_blocks(Block, self.layers - early, self.remat, in_axes=nn.broadcast)
-      x_BxLxD, _ = run(*sizes, name="blocks")(x_BxLxD, None, angle, mask_BxLxL)
+      x_BxLxD, _ = run(*sizes, name="blocks")(x_BxLxD, None, angle, token_mask_BxL)
     nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name="norm_final")(x_BxLxD)  # a parameter, not a computation: nobody reads it
     return x_BxLxD

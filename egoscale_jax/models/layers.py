@@ -4,8 +4,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
+from egoscale_jax.errors import UserError
 from egoscale_jax.models import attention
+from egoscale_jax.models.pinning import pin
+
+# config.model.remat: what a block keeps for the backward pass; the rest is computed again there. From most memory to least.
+REMAT = {
+  "none": None,  # everything is kept
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the linear maps' outputs; not the attention's products
+  "branches": jax.checkpoint_policies.save_only_these_names("attended", "branch"),  # what the attention reads, what a branch adds
+  "full": jax.checkpoint_policies.nothing_saveable,  # only the block's input
+}
 
 truncated = nn.initializers.truncated_normal(0.02)
 
@@ -59,8 +70,8 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.gelu(dense(self.hidden, "up", self.dtype)(x), approximate=self.approximate_gelu)
-    return dense(self.out, "down", self.dtype)(x)
+    x = nn.gelu(pin(dense(self.hidden, "up", self.dtype)(pin(x)), split=-1), approximate=self.approximate_gelu)
+    return checkpoint_name(pin(dense(self.out, "down", self.dtype)(x)), "branch")
 
 
 class Attention(nn.Module):
@@ -71,18 +82,21 @@ class Attention(nn.Module):
 
   heads: int
   head_dim: int
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxLxD, memory=None, mask_BxLxM=None, angle_BxLxR=None):
-    linear = lambda name: dense((self.heads, self.head_dim), name, self.dtype)  # noqa: E731
-    q = linear("query")(x_BxLxD)
-    k, v = memory or (linear("key")(x_BxLxD), linear("value")(x_BxLxD))
+  def __call__(self, x_BxLxD, memory=None, key_mask_BxM=None, angle_BxLxR=None):
+    x_BxLxD = pin(x_BxLxD)
+    linear = lambda name: pin(dense((self.heads, self.head_dim), name, self.dtype)(x_BxLxD), split=-2)  # noqa: E731
+    q = linear("query")
+    k, v = memory or (linear("key"), linear("value"))
     if angle_BxLxR is not None:
       q, k = rotate(q, angle_BxLxR), rotate(k, angle_BxLxR)
     folded = q.reshape(k.shape[0], -1, *q.shape[2:])  # all rows that read the same memory are queries of one attention
-    out = attention.attend(folded, k, v, mask_BxLxM).reshape(q.shape)
-    return dense(x_BxLxD.shape[-1], "out", self.dtype, axis=(-2, -1))(out)
+    out = attention.attend(folded, k, v, key_mask_BxM, how=self.attention).reshape(q.shape)
+    out = checkpoint_name(pin(out, split=-2), "attended")
+    return checkpoint_name(pin(dense(x_BxLxD.shape[-1], "out", self.dtype, axis=(-2, -1))(out)), "branch")
 
 
 class EmbodimentLinear(nn.Module):
@@ -95,10 +109,10 @@ class EmbodimentLinear(nn.Module):
   @nn.compact
   def __call__(self, x_BxTxI, slot_B):
     shape = (self.embodiments, x_BxTxI.shape[-1], self.features)
-    kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), shape)
+    kernel, x_BxTxI = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), shape), pin(x_BxTxI)
     bias = self.param("bias", nn.initializers.zeros, (self.embodiments, self.features))
     out = jnp.einsum("bti,bio->bto", x_BxTxI.astype(self.dtype), jnp.take(kernel, slot_B, axis=0).astype(self.dtype))
-    return out + jnp.take(bias, slot_B, axis=0)[:, None].astype(self.dtype)
+    return pin(out + jnp.take(bias, slot_B, axis=0)[:, None].astype(self.dtype))
 
 
 class EmbodimentMlp(nn.Module):
@@ -115,11 +129,17 @@ class EmbodimentMlp(nn.Module):
     return EmbodimentLinear(self.embodiments, self.out, self.dtype, name="down")(x, slot_B)
 
 
+def remat_block(block, remat, prevent_cse=True):
+  """The block's class, with what it keeps for the backward pass as REMAT says."""
+  if remat not in REMAT:
+    raise UserError(f"config.model.remat: found {remat!r}, expected one of {', '.join(REMAT)}")
+  return block if REMAT[remat] is None else nn.remat(block, policy=REMAT[remat], prevent_cse=prevent_cse)
+
+
 def scan_blocks(block, length, remat, **kwargs):
-  """nn.scan over `length` equal blocks with stacked parameters, each recomputed in the backward pass if `remat`."""
-  body = nn.remat(block, prevent_cse=False) if remat else block
+  """nn.scan over `length` equal blocks with stacked parameters; `remat`: a name of REMAT."""
   return nn.scan(
-    body,
+    remat_block(block, remat, prevent_cse=False),  # a scan's body shares nothing with what is around it
     variable_axes={"params": 0},
     split_rngs={"params": True, "dropout": True},
     length=length,

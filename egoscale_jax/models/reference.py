@@ -177,7 +177,7 @@ def _check_fixed(config, fixed, where):
 def empty_model():
   """A config.model whose sizes the two functions below set; the rest is as for sampling."""
   parts = dict(vision={}, language={}, mixer=dict(heads=1, head_dim=1), expert=dict(state_dropout=0.0), flow={})
-  return ml_collections.ConfigDict(dict(**parts, remat=False, dtype="float32"))
+  return ml_collections.ConfigDict(dict(**parts, remat="none", attention="auto", dtype="float32"))
 
 
 def read_qwen(config, model, where):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egoscale_jax.models import layers
+from egoscale_jax.models.pinning import pin
 
 
 def merged_order(rows, cols, merge):
@@ -32,13 +33,14 @@ def bilinear_table(side, rows, cols):
 class Block(nn.Module):
   heads: int
   mlp: int
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x_BxLxD, angle_1xLxR):
     width = x_BxLxD.shape[-1]
     y = layers.layer_norm("norm_attention", self.dtype)(x_BxLxD)
-    x_BxLxD += layers.Attention(self.heads, width // self.heads, self.dtype, name="attention")(y, angle_BxLxR=angle_1xLxR)
+    x_BxLxD += layers.Attention(self.heads, width // self.heads, self.attention, self.dtype, name="attention")(y, angle_BxLxR=angle_1xLxR)
     y = layers.layer_norm("norm_mlp", self.dtype)(x_BxLxD)
     x_BxLxD += layers.Mlp(self.mlp, width, self.dtype, name="mlp")(y)
     return x_BxLxD, x_BxLxD
@@ -86,7 +88,8 @@ class Vision(nn.Module):
   position_side: int
   deepstack: tuple[int, ...]  # the blocks whose outputs are tapped
   out: int
-  remat: bool
+  remat: str
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
@@ -97,13 +100,15 @@ class Vision(nn.Module):
     order = merged_order(rows, cols, self.merge)
     table = self.param("position", layers.sinusoid_init, (self.position_side**2, self.width))
     weights = bilinear_table(self.position_side, rows, cols)[order[0] * cols + order[1]]
-    x += jnp.asarray(weights @ table, self.dtype)[None]
+    x = pin(x + jnp.asarray(weights @ table, self.dtype)[None])
 
     rotary = self.width // self.heads // 2  # half of a head turns with the row, half with the column
     frequency = 10000.0 ** (-np.arange(0, rotary, 2) / rotary)
     angle = jnp.asarray(np.concatenate([order[0][:, None] * frequency, order[1][:, None] * frequency], axis=-1)[None], jnp.float32)
 
-    blocks = layers.scan_blocks(Block, self.depth, self.remat, in_axes=nn.broadcast)(self.heads, self.mlp, self.dtype, name="blocks")
+    blocks = layers.scan_blocks(Block, self.depth, self.remat, in_axes=nn.broadcast)(
+      self.heads, self.mlp, self.attention, self.dtype, name="blocks"
+    )
     x, taps = blocks(x, angle)
     merged = Merger(self.merge, self.out, False, self.dtype, name="merger")(x)
     deepstack = [

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from egoscale_jax.data import spec
-from egoscale_jax.models import action_expert, flow, language, vision
+from egoscale_jax.models import action_expert, attention, flow, language, pinning, vision
 
 
 @jax.tree_util.register_dataclass
@@ -23,18 +23,21 @@ class Features:
 
 
 class VLA(nn.Module):
-  """All sizes from `config.model` (see configs/base.py)."""
+  """All sizes from `config.model` (see configs/base.py); `mesh`: where activations are pinned (pinning.py), None on one device."""
 
   config: ml_collections.ConfigDict
+  mesh: jax.sharding.AbstractMesh | None = None
 
   def setup(self):
     c = self.config
     dtype = jnp.dtype(c.dtype)
-    self.vision = vision.Vision(**c.vision, out=c.language.width, remat=c.remat, dtype=dtype)
-    self.language = language.Language(**c.language, remat=c.remat, dtype=dtype)
-    self.mixer = action_expert.FeatureMixer(**c.mixer, dropout=c.dropout, remat=c.remat, dtype=dtype)
-    self.expert = action_expert.ActionExpert(**c.expert, action_dim=c.action_dim, dropout=c.dropout, remat=c.remat, dtype=dtype)
+    how = dict(remat=c.remat, attention=c.attention, dtype=dtype)
+    self.vision = vision.Vision(**c.vision, out=c.language.width, **how)
+    self.language = language.Language(**c.language, **how)
+    self.mixer = action_expert.FeatureMixer(**c.mixer, dropout=c.dropout, **how)
+    self.expert = action_expert.ActionExpert(**c.expert, action_dim=c.action_dim, dropout=c.dropout, **how)
 
+  @pinning.on_mesh
   def features(self, batch, train=False):
     """Batch -> Features. An absent image's tokens are masked; so is padding."""
     b, c, y, x = batch.image_BxCxYxXx3.shape[:4]
@@ -50,6 +53,7 @@ class VLA(nn.Module):
     )
     return self.remember(self.mixer(hidden, token_mask, train), token_mask, is_image)
 
+  @pinning.on_mesh
   def read(self, token_BxL, token_mask_BxL, image_BxIxD, taps_BxIxD, present_BxI, grid_BxCx2):
     """Text and image tokens -> the decoder's output [B, L, D], which tokens are there and which are an image's [B, L].
 
@@ -66,10 +70,12 @@ class VLA(nn.Module):
     position = language.mrope_positions(is_image, token_mask, grid_BxCx2)
     return self.language(embedded, [scatter(tap) for tap in taps_BxIxD], position, token_mask), token_mask, is_image
 
+  @pinning.on_mesh
   def remember(self, feature_BxLxD, token_mask_BxL, is_image_BxL):
     """The mixer's output -> Features."""
     return Features(self.expert.remember(feature_BxLxD), token_mask_BxL, is_image_BxL)
 
+  @pinning.on_mesh
   def velocity(self, features, batch, x_BxTxA, time_B, train=False, executed_BxT=None):
     """Velocity [B, T, A] float32 at (x_t, t). Masked action values are zeroed before they are read, masked steps are not attended to.
 
@@ -105,6 +111,23 @@ def blank_batch(c, size, **fields):
 def param_shapes(model):
   """The parameters' tree of shapes; they depend on no image's size and on no length."""
   return jax.eval_shape(model.init, jax.random.key(0), blank_batch(model.config, 1))["params"]
+
+
+def attention_choices(config, tokens, platform):
+  """-> {attention.Choice: the parts that it holds for} of a training step on a platform ("cpu", "gpu", "tpu"); tokens: of a prompt."""
+  c, (height, width) = config.model, config.data.image_size
+  patches, steps = (height // c.vision.patch) * (width // c.vision.patch), 1 + c.horizon
+  sizes = {
+    "vision": (patches, patches, c.vision.width // c.vision.heads),
+    "language": (tokens, tokens, c.language.head_dim),
+    "mixer": (tokens, tokens, c.mixer.head_dim),
+    "expert on features": (config.flow_draws * steps, tokens, c.expert.head_dim),
+    "expert on itself": (steps, steps, c.expert.head_dim),
+  }
+  parts = {}
+  for part, lengths in sizes.items():
+    parts.setdefault(attention.choose(c.attention, platform, c.dtype, *lengths), []).append(part)
+  return parts
 
 
 def loss(model, params, batch, seed, draws, train=True):

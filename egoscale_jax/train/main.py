@@ -13,6 +13,7 @@ import jax
 
 from egoscale_jax.data import pipeline
 from egoscale_jax.evaluate import validation
+from egoscale_jax.models import vla
 from egoscale_jax.train import checkpoint, metrics, sharding
 from egoscale_jax.train import run as run_lib
 from egoscale_jax.train import step as step_lib
@@ -24,6 +25,8 @@ def main(config, workdir, devices=None):
   run = run_lib.start(config, workdir, devices)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(run.state_shapes.params))
   print(f"{parameters / 1e6:.1f} M parameters, {run.mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}", flush=True)
+  for choice, parts in vla.attention_choices(config, run.prompt.length, run.mesh.devices.flat[0].platform).items():
+    print(f"attention {choice.name} ({choice.reason}): {', '.join(parts)}", flush=True)
 
   with contextlib.ExitStack() as stack:
     # 1. a checkpoint of this run; 2. the parameters of the stage before; 3. fresh parameters.

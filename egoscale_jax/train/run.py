@@ -22,8 +22,9 @@ from egoscale_jax.models import vla
 from egoscale_jax.train import checkpoint, sharding
 from egoscale_jax.train import step as step_lib
 
-# What may differ when a run goes on: nothing that changes a number of it, but for the mesh, which changes the order of sums.
-FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "validation", "mesh")
+# What may differ when a run goes on: nothing that changes a number of it, but for the last three, which change the order of sums.
+FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "validation")
+FREE_ON_RESUME += ("mesh", "model.attention", "model.remat")
 REFERENCE = "reference"  # in a work directory: the small files of the checkpoint that its parameters came from (convert.py)
 POSITIVE = ("batch_size", "steps", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
 FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch_bytes", "cache_bytes", "unreadable", "shards")
@@ -70,8 +71,8 @@ def make_run(config, text_tokenizer, stats, devices=None):
     text_tokenizer, len(config.data.cameras), (height // cell) * (width // cell), config.data.text_tokens, config.data.plain_text
   )
   prompt.check(config.model)
-  model = vla.VLA(config.model)
   mesh = sharding.make_mesh(config, devices)
+  model = vla.VLA(config.model, mesh.abstract_mesh)
   shapes = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), spec.batch_shapes(config, prompt.length))
   return Run(config, prompt, stats, model, mesh, shapes, sharding.state_shardings(shapes, mesh))
 
@@ -111,12 +112,13 @@ def _begin(config, workdir, devices):
 
 
 def read_config(workdir):
-  """The config of a work directory, for one device."""
+  """The config of a work directory, for one device, whatever kind it is."""
   path = pathlib.Path(workdir) / "config.json"
   if not path.is_file():
     raise UserError(f"{workdir}: config.json is missing, expected a work directory of `egoscale train`")
   config = ml_collections.ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8"))))
   config.mesh = dict(data=1, fsdp=1, tensor=1)
+  config.model.attention = "auto"
   return config
 
 

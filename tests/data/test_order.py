@@ -111,3 +111,9 @@ def test_shares_of_a_thousand_steps_within_one_percent_on_any_number_of_processe
     for part in np.split(of_row, processes, axis=1):
       assert len(np.unique(part)) == 4
       assert np.abs(np.bincount(part.ravel(), minlength=4) / part.size - weights).max() < 0.05
+
+
+def test_what_an_order_holds_does_not_grow():
+  make = order.Order(4, 4, 2, seed=0)
+  held = {len(make._kept) for step in range(200) for row in range(4) if make(step, row)}
+  assert max(held) == 2 * 4

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from egoscale_jax.errors import UserError
 from egoscale_jax.models import language, layers, vision
 
 
@@ -69,7 +70,7 @@ def test_rotation_keeps_norms_and_depends_on_the_distance_only():
 @pytest.fixture(scope="module")
 def decoder():
   sizes = dict(layers=3, width=16, heads=2, kv_heads=1, head_dim=8, mlp=16, vocab=8, rope_theta=1e4, mrope_sections=(2, 1, 1))
-  model = language.Language(**sizes, remat=False, dtype=jnp.float32)
+  model = language.Language(**sizes, remat="none", attention="xla", dtype=jnp.float32)
   position = jnp.broadcast_to(jnp.arange(6), (3, 1, 6))
 
   def run(params, x, token_mask):
@@ -86,3 +87,36 @@ def test_decoder_is_causal_and_does_not_read_padding(decoder):
   mask = jnp.array([[False, True, True, True, True, True]])
   reads = np.abs(jacobian(params, x, mask)[0, :, :, 0]).max(axis=(1, 3))  # [query, key]
   np.testing.assert_array_equal(reads[1:] > 0, np.tril(np.ones((6, 6), bool))[1:] & np.asarray(mask)[0])
+
+
+@pytest.fixture(scope="module")
+def remat():
+  """name -> (loss and gradients of a decoder of two blocks, bytes that it keeps for its backward pass)."""
+  sizes = dict(layers=2, width=16, heads=2, kv_heads=1, head_dim=8, mlp=64, vocab=8, rope_theta=1e4, mrope_sections=(2, 1, 1))
+  x, position, there = jax.random.normal(jax.random.key(1), (2, 6, 16)), jnp.broadcast_to(jnp.arange(6), (3, 1, 6)), jnp.ones((2, 6), bool)
+
+  def run(name):
+    model = language.Language(**sizes, remat=name, attention="xla", dtype=jnp.float32)
+    loss = lambda params: jnp.sum(jnp.sin(model.apply(params, x, [], position, there)))  # noqa: E731
+    params = tiny.params(jax.eval_shape(lambda: model.init(jax.random.key(0), x, [], position, there)))
+    kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params))
+    return jax.jit(jax.value_and_grad(loss))(params), sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+  return {name: run(name) for name in layers.REMAT}
+
+
+def test_remat_keeps_less_in_the_tables_order(remat):
+  kept = [remat[name][1] for name in layers.REMAT]
+  assert kept == sorted(set(kept), reverse=True), dict(zip(layers.REMAT, kept))
+
+
+def test_remat_changes_neither_loss_nor_gradients(remat):
+  want_loss, want = remat["none"][0]
+  for (loss, gradients), _ in remat.values():
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, want)
+
+
+def test_an_unknown_remat_is_named():
+  with pytest.raises(UserError, match=r"config.model.remat: found 'all', expected one of none, dots, branches, full"):
+    layers.scan_blocks(language.Block, 1, "all")
