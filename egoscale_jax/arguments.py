@@ -127,7 +127,9 @@ def parser(functions):
     "--from", dest="source", choices=("gr00t_n1_7", "qwen3_vl"), help="--input is such a checkpoint, --output a work directory"
   )
   way.add_argument("--to", choices=("gr00t_n1_7",), help="--input is a work directory, --output a folder for such a checkpoint")
-  sub.add_argument("--input", required=True, metavar="DIR", help="a folder as the hub lays it out, hf://OWNER/NAME, or a work directory")
+  sub.add_argument(
+    "--input", required=True, metavar="DIR", help="a folder of the hub, hf://OWNER/NAME, gs://BUCKET/DIR, or a work directory"
+  )
   sub.add_argument("--output", required=True, metavar="DIR", help="a new folder")
   sub.add_argument("--statistics", default="", metavar="FILE", help="statistics.json of a work directory, to run the policy as it is")
   sub.add_argument("--config", default="configs/posttrain.py", metavar="FILE[:debug]", help=config_help + " (all but the model's sizes)")

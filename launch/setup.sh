@@ -16,5 +16,8 @@ if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
   rm -rf .venv
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+  # The TPU compiler, for `egoscale plan`. Beside the packages: where it can be imported, every JAX program without a TPU complains.
+  libtpu="$(.venv/bin/python -c 'import importlib.metadata as m; print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/libtpu "$libtpu"
   printf '%s' "$stamp" >.venv/stamp
 fi

@@ -34,6 +34,8 @@ def test_wrong_observations_are_named(policy):
     policy([good], "Pour.", state=np.zeros(62))
   with pytest.raises(UserError, match=r"embodiment: found 'dog', expected one of \['human'\]"):
     policy([good], "Pour.", embodiment="dog")
+  with pytest.raises(UserError, match=r"config.data.text_tokens: found 40, the instruction 'tea tea .* takes \d+ with its template"):
+    policy([good], " ".join(["tea"] * 200))
 
 
 def test_several_requests_are_what_each_is_alone(policy):

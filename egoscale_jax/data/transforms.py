@@ -1,5 +1,7 @@
 """Images: JPEG bytes -> the array that the model sees, the same code for training, validation and the policy."""
 
+import functools
+
 import numpy as np
 import simplejpeg
 from PIL import Image
@@ -15,7 +17,8 @@ def centre_crop(height, width, size):
 def fit(image_YxXx3, size, crop=0.0):
   """uint8 image of any size -> uint8 [size[0], size[1], 3]: centre crop to the aspect ratio, then an antialiased resize.
 
-  With `crop` the way of GR00T N1.7: the whole image to that size whatever its aspect ratio, the middle `crop` of it, and to the size again.
+  With `crop` the way of GR00T N1.7: the whole image to that size whatever its aspect ratio, the middle `crop` of it, and to the size again,
+  both by area().
   """
   if crop:
     return _middle(image_YxXx3, size, crop)
@@ -29,9 +32,31 @@ def fit(image_YxXx3, size, crop=0.0):
 def _middle(image_YxXx3, size, crop):
   height, width = (int(n * crop) for n in size)
   top, left = (size[0] - height) // 2, (size[1] - width) // 2
-  whole = Image.fromarray(image_YxXx3).resize((size[1], size[0]), Image.Resampling.BOX)  # each pixel is the mean of its area
-  middle = whole.crop((left, top, left + width, top + height))
-  return np.asarray(middle.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+  return area(area(image_YxXx3, size)[top : top + height, left : left + width], size)
+
+
+def area(image_YxXx3, size):
+  """Each new pixel is the mean of the area that it covers, parts of old pixels counted: what OpenCV calls INTER_AREA, to less or to more.
+
+  Pillow's BOX counts whole pixels alone, which is up to 8 grey levels off on smooth pictures and 100 on noise, and as fast.
+  """
+  out = image_YxXx3
+  for axis in (0, 1):
+    if out.shape[axis] != size[axis]:
+      total = 0.0
+      for index, weight in zip(*_covered(out.shape[axis], size[axis])):
+        total += np.take(out, index, axis=axis).astype(np.float32) * weight.reshape((-1, 1) if axis else (-1, 1, 1))
+      out = total
+  return out if out.dtype == np.uint8 else np.rint(out).astype(np.uint8)
+
+
+@functools.cache
+def _covered(old, new):
+  """-> index [K, new] and share [K, new] of the old pixels that each new one covers."""
+  edge = np.arange(new + 1) * (old / new)
+  index = edge[:-1].astype(int) + np.arange(-(-old // new) + 1)[:, None]
+  share = np.clip(np.minimum(edge[1:], index + 1) - np.maximum(edge[:-1], index), 0.0, None) * (new / old)
+  return np.minimum(index, old - 1), share.astype(np.float32)
 
 
 def decode(jpeg, size):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, examples, mixture
+from egoscale_jax.data import examples, mixture, units
 from egoscale_jax.evaluate import points as points_lib
 from egoscale_jax.models import augment, flow, vla
 
@@ -39,6 +39,7 @@ class Validation:
     self.assembler = examples.make_assembler(config, prompt, stats)
     c = config.model
     self.mean_chunks = {number: slot.statistics.mean_chunk(c.horizon, config.data.stride) for number, slot in self.assembler.slots.items()}
+    self.units = units.table({n: slot.normalizer for n, slot in self.assembler.slots.items()}, c.expert.embodiments, c.action_dim)
     paths = {path for folder in mixture.folders(config).values() for path in (folder["shards"], folder["pairs"]) if path}
     self.held_out = [points_lib.HeldOut(path) for path in sorted(paths)]
     self.points = points_lib.fixed_points(self.held_out, v.episodes, v.times, c.horizon, config.data.stride)  # none: all is one scene
@@ -117,7 +118,8 @@ class Totals:
   """Sums over points; every figure is a sum over labelled entries by their count, as the training loss is."""
 
   def __init__(self):
-    self.sums = dict.fromkeys(("count", "sample", "mean", "still", "chunk", "flow", "steps", "mm", "degrees", "joint_count", "joint"), 0.0)
+    self.sums = dict.fromkeys(("count", "sample", "mean", "still", "chunk", "flow", *units.GROUPS), 0.0)
+    self.counts = dict.fromkeys(units.GROUPS, 0)
 
   def add(self, normalizer, mask, truth, samples, baselines, flow_error):
     """baselines: hold still and the mean chunk, normalised as the rest."""
@@ -133,18 +135,11 @@ class Totals:
 
   def _add_units(self, normalizer, mask, truth, predicted):
     """Wrist in millimetres and degrees, joints in degrees; of the mean of the draws."""
-    s = self.sums
-    num_joints = mask.shape[1] // 2 - actions.WRIST_DIM
-    pose, joints = actions.split_chunk(normalizer.denormalize(predicted), num_joints)
-    true_pose, true_joints = actions.split_chunk(normalizer.denormalize(truth), num_joints)
-    valid = mask.reshape(mask.shape[0], 2, -1)[..., : actions.WRIST_DIM].all(axis=-1)
-    joint_mask = mask.reshape(mask.shape[0], 2, -1)[..., actions.WRIST_DIM :]
-    s["steps"] += int(valid.sum())
-    s["mm"] += 1e3 * float(np.linalg.norm(pose[..., :3, 3] - true_pose[..., :3, 3], axis=-1)[valid].sum())
-    angle = geometry.so3_angle(geometry.se3_inverse(true_pose)[..., :3, :3] @ pose[..., :3, :3])
-    s["degrees"] += float(np.rad2deg(angle)[valid].sum())
-    s["joint_count"] += int(joint_mask.sum())
-    s["joint"] += float(np.rad2deg(np.abs(joints - true_joints))[joint_mask].sum())
+    table, slot = units.table({0: normalizer}, 1, mask.shape[1]), np.zeros(1, int)
+    sums, counts = units.group_errors(table, predicted[None], truth[None], mask[None], slot)
+    for group in units.GROUPS:
+      self.sums[group] += float(sums[group])
+      self.counts[group] += int(counts[group])
 
   def figures(self, points, episodes, draws):
     s = self.sums
@@ -158,9 +153,7 @@ class Totals:
       "hold_still_mse": s["still"] / count,
       "mean_chunk_mse": s["chunk"] / count,
       "flow_loss": s["flow"] / count,
-      "wrist_mm": s["mm"] / max(s["steps"], 1),
-      "wrist_degrees": s["degrees"] / max(s["steps"], 1),
-      "joint_degrees": s["joint"] / max(s["joint_count"], 1),
+      **{group: s[group] / self.counts[group] for group in units.GROUPS if self.counts[group]},  # no label of a group: no figure
     }
     figures["share_of_better_baseline"] = figures["action_mse"] / max(min(figures["hold_still_mse"], figures["mean_chunk_mse"]), 1e-12)
     return figures

@@ -35,12 +35,24 @@ def load(folder, dtype="float32"):
   reference.read_qwen(told["qwen3_vl"], config, folder / "config.json")
   reference.read_groot(told["gr00t"], config, folder / "config.json")
   config.dtype = dtype
+  _check_images(arrays, config, folder / "io.npz")
   model = vla.VLA(config)
   shapes = vla.param_shapes(model)
   found, planned = weights.tensors(folder), weights.plan(config, shapes)
   weights.check(found, planned, folder)
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return model, weights.load(found, planned, shapes, jax.tree.map(lambda _: one, shapes)), arrays
+
+
+def _check_images(io, config, path):
+  """UserError where pictures are of other sizes than the grids or the prompts say."""
+  v, grid = config.vision, io["in_image_grid_thw"]
+  expected = (int(grid.prod(axis=1).sum()), 3 * v.temporal_patch * v.patch**2)
+  if io["in_pixel_values"].shape != expected:
+    raise UserError(f"{path}: in_pixel_values: found {io['in_pixel_values'].shape}, expected {expected}, as in_image_grid_thw says")
+  tokens = int(((io["in_input_ids"] == config.image_token) & (io["in_attention_mask"] > 0)).sum())
+  if tokens != expected[0] // v.merge**2:
+    raise UserError(f"{path}: in_input_ids: found {tokens} image tokens, expected {expected[0] // v.merge**2}, as in_image_grid_thw says")
 
 
 def _vision(model, params, io):

@@ -132,6 +132,22 @@ def attention_choices(config, tokens, platform):
 
 def loss(model, params, batch, seed, draws, train=True):
   """Flow-matching loss, masked; `draws` (noise, time) pairs for one pass of the backbone, which costs most of a step. -> scalar float32."""
+  return loss_and_guess(model, params, batch, seed, draws, train)[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Guess:
+  """What the velocity says of the action, in one step from x_t to t = 1: normalised, without gradient; R = B * draws rows."""
+
+  action_RxTxA: jax.Array
+  truth_RxTxA: jax.Array
+  mask_RxTxA: jax.Array  # of the loss: without what is executed
+  embodiment_R: jax.Array
+
+
+def loss_and_guess(model, params, batch, seed, draws, train=True):
+  """-> what `loss` gives, and the Guess that it is the error of."""
   c = model.config.flow
   key_B = flow.example_keys(seed, batch.position_B)
   dropout = jax.random.fold_in(jax.random.key(seed), batch.position_B[0])
@@ -150,7 +166,9 @@ def loss(model, params, batch, seed, draws, train=True):
     x_t, mask = jnp.where(executed[..., None], action, x_t), mask & ~executed[..., None]
   rngs = {"dropout": dropout_velocity}
   velocity = model.apply(params, features, batch, x_t, time_B, train, executed, method=VLA.velocity, rngs=rngs)
-  return flow.masked_mean((velocity - (action - noise)) ** 2, mask, batch.action_weight_BxTxA)
+  guess = jax.lax.stop_gradient(x_t + (1.0 - time_B)[:, None, None] * velocity)
+  told = Guess(guess, action, mask, batch.embodiment_B)
+  return flow.masked_mean((velocity - (action - noise)) ** 2, mask, batch.action_weight_BxTxA), told
 
 
 def sample(model, params, features, batch, noise_BxTxA, steps, known_BxTxA=None, keep_BxT=None):

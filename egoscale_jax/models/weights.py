@@ -27,24 +27,6 @@ def path_name(path):
   return "/".join(str(key.key) for key in path)
 
 
-def local(folder):
-  """A folder, or hf://OWNER/NAME through huggingface_hub and its cache -> pathlib.Path. UserError says what to do where that fails."""
-  if "://" not in str(folder):
-    return pathlib.Path(folder)
-  scheme, name = str(folder).split("://", 1)
-  if scheme != "hf":
-    raise UserError(f"{folder}: found {scheme}://, expected a folder or hf://OWNER/NAME; copy it to a folder first")
-  import huggingface_hub
-
-  try:
-    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
-  except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-    told = str(error).strip().splitlines()[0]
-    raise UserError(
-      f"{folder}: cannot be fetched ({told}); where there is a network `hf download {name} --local-dir=DIR`, then give DIR"
-    ) from error
-
-
 def tensors(folder):
   """A folder of the hub -> {name: (file, shape, dtype)}; UserError where a file is missing, damaged or not as the index says."""
   folder = pathlib.Path(folder)

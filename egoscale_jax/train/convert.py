@@ -18,17 +18,23 @@ import ml_collections
 
 from egoscale_jax.data import slots, tokenizer
 from egoscale_jax.errors import UserError
-from egoscale_jax.models import reference, vla, weights
+from egoscale_jax.models import hub, reference, vla, weights
 from egoscale_jax.train import checkpoint, sharding
 from egoscale_jax.train import run as run_lib
 
 DTYPES = "dtypes.json"
+READ = ("config.json", "processor_config.json", "tokenizer.json", weights.INDEX)
 QWEN = "model."  # how the backbone's names begin in a checkpoint of Qwen3-VL alone
 
 
-def from_groot(folder, workdir, config, statistics="", devices=None):
-  """GR00T N1.7 -> a work directory; the sizes are the checkpoint's, all else is `config`'s."""
-  folder, told = _open(folder)
+def from_groot(address, workdir, config, statistics="", devices=None):
+  """GR00T N1.7 (hub.local) -> a work directory; the sizes are the checkpoint's, all else is `config`'s. -> how many parameters."""
+  with hub.local(address) as folder:
+    return _from_groot(folder, workdir, config, statistics, devices)
+
+
+def _from_groot(folder, workdir, config, statistics, devices):
+  told = _open(folder)
   config = config.copy_and_resolve_references().unlock()
   if "qwen3_vl" in told:  # on the hub only GR00T's own settings are there: the backbone's are those of `config`, Cosmos-Reason2-2B
     reference.read_qwen(told["qwen3_vl"], config.model, folder / "config.json")
@@ -47,9 +53,14 @@ def from_groot(folder, workdir, config, statistics="", devices=None):
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def from_qwen(folder, workdir, config, statistics="", devices=None):
+def from_qwen(address, workdir, config, statistics="", devices=None):
   """Qwen3-VL -> a work directory with a fresh mixer and expert; the first config.model.language.layers decoder layers are kept."""
-  folder, told = _open(folder)
+  with hub.local(address) as folder:
+    return _from_qwen(folder, workdir, config, statistics, devices)
+
+
+def _from_qwen(folder, workdir, config, statistics, devices):
+  told = _open(folder)
   config = config.copy_and_resolve_references().unlock()
   kept = config.model.language.layers
   reference.read_qwen(told.get("qwen3_vl", told), config.model, folder / "config.json")
@@ -89,10 +100,9 @@ def to_groot(workdir, folder):
 
 
 def _open(folder):
-  """-> (local folder, its config.json)."""
-  folder = weights.local(folder)
+  """-> its config.json."""
   try:
-    return folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(f"{folder}/config.json: cannot be read: {error}, expected a checkpoint as the hub lays it out") from error
 
@@ -130,6 +140,7 @@ def _start(folder):
 def _write(folder, workdir, config, params, statistics, dtypes):
   """Everything of a work directory; config.json last: from then on it is one."""
   workdir = pathlib.Path(workdir)
+  print(_unread(folder, kept=bool(dtypes)), flush=True)
   config.ema, config.lora.rank = 0.0, 0  # those are of a run, and here is none yet
   with checkpoint.manager(workdir, keep=1) as checkpoints:
     checkpoint.save(checkpoints, 0, {"params": params})
@@ -145,3 +156,11 @@ def _write(folder, workdir, config, params, statistics, dtypes):
     (workdir / "tokenizer.json").write_text(tokenizer.load(given).to_str(pretty=True), encoding="utf-8")
   slots.save(slots.load(statistics) if statistics else {}, workdir / "statistics.json")
   checkpoint.write_json(workdir / "config.json", json.loads(ml_collections.ConfigDict(config).to_json()))
+
+
+def _unread(folder, kept):
+  """A line on what the folder has beyond what we read; their statistics are among it: --statistics gives ours."""
+  names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.suffix != ".safetensors" and path.name not in READ)
+  back = [name for name in names if kept and name.endswith(".json")]
+  ignored = [name for name in names if name not in back]
+  return f"not read, but kept for the way back: {', '.join(back) or 'nothing'}; ignored: {', '.join(ignored) or 'nothing'}"

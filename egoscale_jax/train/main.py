@@ -46,8 +46,8 @@ def main(config, workdir, devices=None):
     first_step = int(state.step)
     batches = pipeline.train_batches(config, run.prompt, run.statistics, first_step)
     print("\n".join(batches.mixture.lines(config.steps * config.batch_size, config.data.windows)), flush=True)
-    train_step = step_lib.jit_train_step(run.model, config, run.state_shardings, run.mesh, run.batch_shapes)
     held_out = validation.Validation(config, run.prompt, run.model, run.statistics)
+    train_step = step_lib.jit_train_step(run.model, config, run.state_shardings, run.mesh, run.batch_shapes, held_out.units)
     log = stack.enter_context(contextlib.closing(metrics.Metrics(workdir, first_step, config)))
     figures, last = None, None  # `last`: metrics of the step before, fetched while this one runs, so that the host never waits
 

@@ -33,6 +33,7 @@ class Metrics:
     values = {name: float(value) for name, value in jax.device_get(values).items()}
     if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
       raise UserError(f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}; the last checkpoint is sound")
+    values = {name: value for name, value in values.items() if not math.isnan(value)}  # no label of that group in the batch
     self.losses.append(values["loss"])
     self.wait += data_wait
     line = {"step": step, **values, "episodes": info.episodes}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from egoscale_jax.data import units as units_lib
 from egoscale_jax.models import augment, vla
 from egoscale_jax.train import lora, optim, sharding
 
@@ -48,8 +49,8 @@ def final_params(config, params, lora=None, average=None):
   return whole(config, params, (trained, lora) if average is None else average)
 
 
-def make_train_step(model, config):
-  """-> train_step(state, batch) for jit."""
+def make_train_step(model, config, units=None):
+  """-> train_step(state, batch) for jit; with `units` (data.units.table) the metrics have the errors in millimetres and degrees."""
   optimizer = optim.make_optimizer(config)
   rate = optim.schedule(config)
 
@@ -60,9 +61,9 @@ def make_train_step(model, config):
     learned = (optim.select(state.params, mask, True), state.lora)
 
     def loss_of(learned):
-      return vla.loss(model, {"params": whole(config, state.params, learned)}, batch, config.seed, config.flow_draws)
+      return vla.loss_and_guess(model, {"params": whole(config, state.params, learned)}, batch, config.seed, config.flow_draws)
 
-    loss, grads = jax.value_and_grad(loss_of)(learned)
+    (loss, guess), grads = jax.value_and_grad(loss_of, has_aux=True)(learned)
     updates, opt_state = optimizer.update(grads, state.opt_state, learned)
     trained, adapters = learned = optax.apply_updates(learned, updates)
     average = state.average
@@ -70,6 +71,8 @@ def make_train_step(model, config):
       average = optax.incremental_update(learned, average, 1.0 - config.ema)
     params = optim.merge(trained, optim.select(state.params, mask, False))
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": rate(state.step)}
+    if units is not None:
+      metrics |= unit_errors(units, guess)
     return TrainState(state.step + 1, params, opt_state, adapters, average), metrics
 
   return train_step
@@ -80,9 +83,15 @@ def make_train_step(model, config):
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
-def jit_train_step(model, config, shardings, mesh, batch):
+def jit_train_step(model, config, shardings, mesh, batch, units=None):
   """What `egoscale train` runs and `egoscale plan` compiles: train_step on the mesh. shardings: of the state; batch: its shapes."""
   rows = jax.tree.map(lambda _: jax.sharding.NamedSharding(mesh, sharding.BATCH), batch)
   options = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
-  step = make_train_step(model, config)
+  step = make_train_step(model, config, units)
   return jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, None), donate_argnums=0, compiler_options=options)
+
+
+def unit_errors(units, guess):
+  """vla.Guess -> {group: mean error}, NaN where the batch has no label of a group: metrics.py leaves those out."""
+  sums, counts = units_lib.group_errors(units, guess.action_RxTxA, guess.truth_RxTxA, guess.mask_RxTxA, guess.embodiment_R)
+  return {group: jnp.where(counts[group] > 0, sums[group] / jnp.maximum(counts[group], 1), jnp.nan) for group in units_lib.GROUPS}

@@ -140,7 +140,8 @@ def _validation_table(figures):
     ("baseline: mean chunk of the training set", figures["mean_chunk_mse"]),
   ]
   cells = [f"<tr><td>{name}</td><td class=n>{value:.4f}</td></tr>" for name, value in rows]
-  errors = f"{figures['wrist_mm']:.0f} mm, {figures['wrist_degrees']:.1f}&deg;, joints {figures['joint_degrees']:.1f}&deg;"
+  units = {"wrist_mm": "{:.0f} mm", "wrist_degrees": "{:.1f}&deg;", "joint_degrees": "joints {:.1f}&deg;"}
+  errors = ", ".join(text.format(figures[group]) for group, text in units.items() if group in figures)
   return _table(["<tr><th>action MSE</th><th></th></tr>", *cells, f"<tr><td>mean error: wrist, joints</td><td class=n>{errors}</td></tr>"])
 
 

@@ -51,13 +51,14 @@ def test_executed_prefixes_are_uniform_and_contiguous():
   np.testing.assert_allclose(np.bincount(count) / 4000, [0.25] * 4, atol=0.03)
 
 
-def test_time_distribution_is_the_reference_one():
-  time = np.asarray(flow.sample_time(jax.random.split(jax.random.key(0), 20_000), 1.5, 0.999))
+@pytest.mark.parametrize(("alpha", "scale"), [(1.5, 0.999), (1.0, 1.0), (2.5, 0.9)])  # the reference's, uniform, the quickstart's kind
+def test_time_distribution_is_the_one_asked_for(alpha, scale):
+  time = np.asarray(flow.sample_time(jax.random.split(jax.random.key(0), 20_000), alpha, scale))
   assert time.min() >= 0
-  assert time.max() < 0.999
-  # u ~ Beta(1.5, 1) has the distribution function u^1.5, so P(t < x) = 1 - (1 - x / .999)^1.5: three sigma of 20,000 draws is 0.011.
+  assert time.max() < scale
+  # u ~ Beta(alpha, 1) has the distribution function u^alpha, so P(t < x) = 1 - (1 - x / scale)^alpha: three sigma of 20,000 draws is 0.011.
   for x in (0.1, 0.4, 0.8):
-    assert np.mean(time < x) == pytest.approx(1 - (1 - x / 0.999) ** 1.5, abs=0.011)
+    assert np.mean(time < x) == pytest.approx(1 - (1 - x / scale) ** alpha, abs=0.011)
 
 
 def test_noise_of_an_example_follows_its_position_alone():

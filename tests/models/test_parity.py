@@ -29,10 +29,14 @@ def test_output_is_the_references(errors, name):
   assert errors[name] <= 2e-5 == parity.bar(name)
 
 
-@pytest.mark.xfail(
-  strict=True,
-  reason="cause unknown: velocity_pred and all before it agree, four Euler steps do not give action_pred (0.69 off; dropout on?)",
-)
+# Not explained. Our sampler equals that of torch_reference.py, whose loss and velocity are the fixture's to 1.3e-6. From in_noise neither
+# gives action_pred (0.21 rms off, where the chunk moves by 0.65). Tried, none below 0.16 rms: 1 to 32 steps; times reversed, constant,
+# shifted, and those of the encoder, the blocks and the output apart; every pair of embodiments; state zeroed, swapped, fitted; action mask
+# on noise or steps; no positions, or shifted; text and image masks swapped, none, padding read; features raw, without vlln, mixed 2 to 4
+# times, after the final norm, a layer fewer, positions 0, 1, 2, no images. A fit of 21 scales, times and steps shared by both rows: 0.15.
+# Dropout has the right size (0.2 to 0.3 rms) but another pattern: row 0 is off by nearly the same vector in all steps of the chunk (94 % of
+# the square), which dropout in the blocks would not do (about 50 %), row 1 is not (59 %), which dropout in vlln would not do (80 to 90 %).
+@pytest.mark.xfail(strict=True, reason="cause unknown: velocity_pred and all before it agree, four Euler steps do not give action_pred")
 def test_action_pred_is_the_references(errors):
   assert errors["action_pred"] <= 3e-5 == parity.bar("action_pred")
 
@@ -86,6 +90,19 @@ def test_a_setting_that_we_do_not_have_is_refused(folder, tmp_path):
   told["gr00t"]["diffusion_model_cfg"]["norm_type"] = "layer_norm"
   (copy / "config.json").write_text(json.dumps(told))
   with pytest.raises(UserError, match=r"diffusion_model_cfg.norm_type: found 'layer_norm', expected 'ada_norm'"):
+    parity.load(copy)
+
+
+def test_pictures_of_another_size_are_refused(folder, tmp_path):
+  copy = tmp_path / "fixture"
+  shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+  arrays = dict(np.load(copy / "io.npz"))
+  np.savez(copy / "io.npz", **{**arrays, "in_pixel_values": arrays["in_pixel_values"][:-4]})
+  with pytest.raises(UserError, match=r"in_pixel_values: found \(52, 1536\), expected \(56, 1536\), as in_image_grid_thw says"):
+    parity.load(copy)
+  ids = np.where(arrays["in_input_ids"] == 508, 1, arrays["in_input_ids"])
+  np.savez(copy / "io.npz", **{**arrays, "in_input_ids": ids})
+  with pytest.raises(UserError, match=r"in_input_ids: found 0 image tokens, expected 14, as in_image_grid_thw says"):
     parity.load(copy)
 
 

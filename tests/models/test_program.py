@@ -51,6 +51,39 @@ def product_flops(eqn):
   return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
 
 
+def flops(function, *args):
+  """Of all matrix products of the traced program."""
+  program = jax.make_jaxpr(function)(*args)
+  return sum(times * product_flops(eqn) for eqn, times in equations(program.jaxpr) if eqn.primitive.name == "dot_general")
+
+
+def test_draws_run_the_backbone_once_and_the_expert_as_often():
+  """Matrix products of the loss = those of the features + draws * those of one velocity, to the last one."""
+  config = tiny.config()
+  model, batch = vla.VLA(config.model), tiny.batch(config)
+  params = {"params": vla.param_shapes(model)}
+  seen = jax.eval_shape(lambda p: model.apply(p, batch, method=vla.VLA.features), params)
+  backbone = flops(lambda p: model.apply(p, batch, method=vla.VLA.features), params)
+  velocity = lambda p, seen: model.apply(p, seen, batch, batch.action_BxTxA, batch.position_B * 0.1, method=vla.VLA.velocity)  # noqa: E731
+  expert = flops(velocity, params, seen)
+  assert min(backbone, expert) > 1e6
+  for draws in (1, 2, 5):
+    assert flops(lambda p, k=draws: vla.loss(model, p, batch, 0, k), params) == backbone + draws * expert
+
+
+def test_the_loss_draws_its_times_as_the_config_says(monkeypatch):
+  config = tiny.config(**{"model.flow.alpha": 2.5, "model.flow.scale": 0.9}, **tiny.SHALLOW)
+  model, asked = vla.VLA(config.model), []
+
+  def sample_time(key_B, alpha, scale):
+    asked.append((len(key_B), alpha, scale))
+    return jnp.zeros(len(key_B))
+
+  monkeypatch.setattr(vla.flow, "sample_time", sample_time)
+  jax.eval_shape(lambda p: vla.loss(model, p, tiny.batch(config), 0, 3), {"params": vla.param_shapes(model)})
+  assert asked == [(3 * config.batch_size, 2.5, 0.9)]
+
+
 def test_a_chunk_of_the_full_model_costs_what_it_needs():
   """groot_n1_7, one camera, four steps: backbone once, the features' keys and values once, expert four times."""
   config = config_lib.parse([f"--config={ROOT}/configs/pretrain.py", "--config.batch_size=1"])
@@ -59,8 +92,7 @@ def test_a_chunk_of_the_full_model_costs_what_it_needs():
   like = jax.ShapeDtypeStruct
   known, keep, seed = like((1, c.horizon, c.action_dim), np.float32), like((1, c.horizon), np.float32), like((1,), np.uint32)
   call = lambda *a: policy._sample(vla.VLA(c), config.augment, *a)  # noqa: E731
-  program = jax.make_jaxpr(call)(shapes, spec.batch_shapes(config, length), seed, known, keep)
-  counted = sum(times * product_flops(eqn) for eqn, times in equations(program.jaxpr) if eqn.primitive.name == "dot_general")
+  counted = flops(call, shapes, spec.batch_shapes(config, length), seed, known, keep)
 
   needed = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):

@@ -159,11 +159,6 @@ def test_damaged_files_are_named(one_file, sharded):
     weights.tensors(folder)
 
 
-def test_an_address_says_what_to_do(monkeypatch):
-  with pytest.raises(UserError, match=r"gs://bucket/model: found gs://, expected a folder or hf://OWNER/NAME"):
-    weights.local("gs://bucket/model")
-
-
 def test_settings_travel_both_ways(model):
   theirs = json.loads(json.dumps(reference.to_theirs(model.config)))
   read = reference.empty_model()

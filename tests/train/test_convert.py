@@ -34,16 +34,28 @@ def sizes(**overrides):
 
 @pytest.fixture(scope="module")
 def groot(tmp_path_factory):
-  """A checkpoint of GR00T N1.7 in bfloat16, as small as can be, with a tokenizer."""
+  """A checkpoint of GR00T N1.7 in bfloat16 as the hub lays it out, as small as can be, with a tokenizer."""
   folder = tmp_path_factory.mktemp("groot")
   config = tiny.config(**sizes()).model
   planned = weights.plan(config, vla.param_shapes(vla.VLA(config)))
-  save_file(tensors(planned), folder / "model.safetensors")
+  given = tensors(planned)
+  names = {f"model-0000{i + 1}-of-00002.safetensors": sorted(given)[i::2] for i in range(2)}
+  for file, part in names.items():
+    save_file({name: given[name] for name in part}, folder / file)
+  weight_map = {name: file for file, part in names.items() for name in part}
+  (folder / weights.INDEX).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
   (folder / "config.json").write_text(json.dumps(reference.to_theirs(config)))
+  (folder / "statistics.json").write_text("{}")
+  (folder / "experiment_cfg").mkdir()
+  (folder / "experiment_cfg" / "metadata.json").write_text("{}")
   processor = {"image_target_size": [32, 32], "image_crop_size": [28, 28], "formalize_language": True, "shortest_image_edge": None}
   (folder / "processor_config.json").write_text(json.dumps({"processor_kwargs": processor}))
   tokenizer.build(["pour tea"], config.language.vocab).save(str(folder / "tokenizer.json"))
   return folder
+
+
+def loaded(folder):
+  return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +75,11 @@ def test_the_policy_opens_it(imported):
 
 def test_it_goes_back_as_it_came(imported, groot, tmp_path):
   convert.to_groot(imported, tmp_path / "back")
-  came, back = load_file(groot / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+  came, back = loaded(groot), loaded(tmp_path / "back")
   assert came.keys() == back.keys()
   for name in came:
     assert (came[name].dtype, came[name].tobytes()) == (back[name].dtype, back[name].tobytes()), name
-  others = ["config.json", "processor_config.json", "tokenizer.json"]
+  others = ["config.json", "processor_config.json", "statistics.json", "tokenizer.json"]
   assert sorted(path.name for path in (tmp_path / "back").iterdir()) == sorted(["model.safetensors", *others])
   assert all((tmp_path / "back" / name).read_bytes() == (groot / name).read_bytes() for name in others)
 
@@ -76,7 +88,7 @@ def test_training_starts_from_it_and_what_was_learned_goes_back(imported, groot,
   config = tiny.config(shards, steps=2, init_from=str(imported), train_parts=("expert/.*",), **sizes(**{"optim.learning_rate": 1e-2}))
   main.main(config, tmp_path / "run", jax.devices()[:1])
   convert.to_groot(tmp_path / "run", tmp_path / "back")
-  came, back = load_file(groot / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+  came, back = loaded(groot), loaded(tmp_path / "back")
   changed = {name for name in came if came[name].tobytes() != back[name].tobytes()}
   assert all(back[name].dtype == came[name].dtype for name in came)
   assert "action_head.model.proj_out_2.weight" in changed
@@ -121,7 +133,8 @@ def test_qwen_fills_the_backbone_and_the_rest_is_fresh(groot, tmp_path):
 def test_the_command_converts_both_ways_and_tells_mistakes_in_a_line(groot, tmp_path, capsys):
   command = ["convert", "--from=gr00t_n1_7", f"--input={groot}", f"--output={tmp_path}/run", f"--config={ROOT}/configs/pretrain.py:debug"]
   command += ["--config.batch_size=8", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
-  assert cli.main(command) == 0, capsys.readouterr().err
+  assert cli.main(command) == 0
+  assert "not read, but kept for the way back: statistics.json; ignored: experiment_cfg/\n" in capsys.readouterr().out
   assert cli.main(["convert", "--to=gr00t_n1_7", f"--input={tmp_path}/run", f"--output={tmp_path}/back"]) == 0
   assert (tmp_path / "back" / "model.safetensors").is_file()
   capsys.readouterr()
@@ -130,3 +143,27 @@ def test_the_command_converts_both_ways_and_tells_mistakes_in_a_line(groot, tmp_
   assert cli.main([*command[:2], f"--input={tmp_path}", f"--output={tmp_path}/x", *command[4:]]) == 1
   assert "config.json: cannot be read" in capsys.readouterr().err
   assert not (tmp_path / "x").exists()
+
+
+def test_a_checkpoint_of_another_preset_is_told_tensor_by_tensor_and_nothing_is_written(groot, tmp_path):
+  """On the hub the backbone's sizes are not told: they are those of the config."""
+  folder = tmp_path / "other"
+  shutil.copytree(groot, folder, copy_function=shutil.copyfile)
+  told = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(told["gr00t"]))
+  config = tiny.config(**sizes(**{"model.language.mlp": 48}))
+  wrong = r"does not fit the config: .*language_model\.layers\.0\.mlp\.down_proj\.weight: found \(32, 32\), expected \(32, 48\)"
+  with pytest.raises(UserError, match=wrong):
+    convert.from_groot(folder, tmp_path / "run", config, devices=jax.devices()[:1])
+  (folder / "config.json").write_text(json.dumps({**told["gr00t"], "backbone_embedding_dim": 64}))
+  with pytest.raises(UserError, match=r"config\.json: backbone_embedding_dim: found 64, expected 32"):
+    convert.from_groot(folder, tmp_path / "run", config, devices=jax.devices()[:1])
+  (folder / "config.json").write_text(json.dumps(told["qwen3_vl"]))
+  with pytest.raises(UserError, match=r"config\.json: found no model_type|model_type: found 'qwen3_vl', expected 'Gr00tN1d7'"):
+    convert.from_groot(folder, tmp_path / "run", config, devices=jax.devices()[:1])
+  file = folder / "model-00002-of-00002.safetensors"
+  file.write_bytes(file.read_bytes()[:-1])
+  (folder / "config.json").write_text(json.dumps(told))
+  with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors: not a whole safetensors file"):
+    convert.from_groot(folder, tmp_path / "run", config, devices=jax.devices()[:1])
+  assert not (tmp_path / "run").exists()

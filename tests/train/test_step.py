@@ -1,12 +1,18 @@
 """The pure step: what trains, what does not, and that it learns."""
 
+import dataclasses
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
+from egoscale_jax.data import pipeline, statistics, units
 from egoscale_jax.errors import UserError
 from egoscale_jax.models import vla
+from egoscale_jax.train import metrics as metrics_lib
 from egoscale_jax.train import optim
 from egoscale_jax.train import step as step_lib
 from egoscale_jax.train.sharding import path_name
@@ -60,3 +66,49 @@ def test_a_pattern_that_matches_nothing_is_named():
 def test_norms_and_biases_are_not_decayed():
   mask = optim.is_matrix({"norm": {"scale": 0, "bias": 0}, "dense": {"kernel": 0, "bias": 0}, "position": 0})
   assert mask == {"norm": {"scale": False, "bias": False}, "dense": {"kernel": True, "bias": False}, "position": True}
+
+
+NORMALIZER = statistics.Normalizer(np.full(62, -0.5, np.float32), np.full(62, 0.7, np.float32), np.ones(62, bool))
+
+
+def test_errors_in_units_change_no_bit_and_cost_next_to_nothing():
+  config = tiny.config(**{"model.dropout": 0.1}, **tiny.SHALLOW)
+  model, batch = vla.VLA(config.model), tiny.batch(config)
+  action_mask = batch.action_mask_BxTxA.copy()
+  action_mask[..., 62:] = False  # the hand's width
+  batch = dataclasses.replace(batch, action_mask_BxTxA=action_mask)
+  table = units.table({0: NORMALIZER, 1: NORMALIZER}, config.model.expert.embodiments, config.model.action_dim)
+  state = step_lib.init_state(model, config, batch, tiny.params(vla.param_shapes(model)))
+  plain, told = (jax.jit(step_lib.make_train_step(model, config, given)).lower(state, batch).compile() for given in (None, table))
+  (want, few), (got, more) = plain(state, batch), told(state, batch)
+  jax.tree.map(np.testing.assert_array_equal, want, got)  # the optimizer's first moment is the gradient
+  assert {name: more.pop(name) for name in few} == few
+  assert set(more) == set(units.GROUPS)
+  assert all(np.isfinite(value) and value > 0 for value in more.values())
+  assert told.cost_analysis()["flops"] < 1.02 * plain.cost_analysis()["flops"]
+
+
+def test_a_group_without_a_label_is_not_in_the_log(tmp_path):
+  config = tiny.config(**tiny.SHALLOW)
+  batch, table = tiny.batch(config), units.table({0: NORMALIZER}, config.model.expert.embodiments, config.model.action_dim)
+  mask = np.zeros(batch.action_mask_BxTxA.shape, bool)
+  mask[..., 9:31] = True  # a robot that tells its joints alone
+  guess = vla.Guess(jnp.zeros(mask.shape), *map(jnp.asarray, (batch.action_BxTxA, mask, np.zeros_like(batch.embodiment_B))))
+  log = metrics_lib.Metrics(tmp_path, 0, config)
+  log.step(1, {"loss": 1.0, "grad_norm": 1.0, **step_lib.unit_errors(table, guess)}, 0.0, pipeline.Info(8, ()))
+  log.close()
+  line = json.loads((tmp_path / "metrics.jsonl").read_text())
+  assert line["joint_degrees"] > 0
+  assert not {"wrist_mm", "wrist_degrees"} & line.keys()
+
+
+def test_the_guess_is_one_step_from_where_the_velocity_was_asked(monkeypatch):
+  """At t = 0.75 it is off by a quarter of the velocity's error, and so is the truth for the true velocity."""
+  monkeypatch.setattr(vla.flow, "sample_time", lambda key_B, alpha, scale: jnp.full(len(key_B), 0.75))
+  config = tiny.config(**tiny.SHALLOW)
+  model = vla.VLA(config.model)
+  params = {"params": tiny.params(vla.param_shapes(model))}
+  loss, guess = jax.jit(lambda batch: vla.loss_and_guess(model, params, batch, 0, 2))(tiny.batch(config))
+  square = jnp.square((guess.action_RxTxA - guess.truth_RxTxA) / 0.25)
+  assert len(square) == 2 * config.batch_size == len(guess.embodiment_R)
+  np.testing.assert_allclose(jnp.mean(square[guess.mask_RxTxA]), loss, rtol=1e-4)
