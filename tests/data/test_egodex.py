@@ -282,6 +282,19 @@ def test_real_samples(shared):
     assert 0.03 < bone[1] + 0.01 < bone[0] + 0.01 < 0.06
 
 
+def test_a_heap_that_hdf5_would_walk_for_ever_is_refused(tmp_path):
+  recordings.write(tmp_path, "pour/0", frames=6)
+  path = tmp_path / "pour" / "0.hdf5"
+  whole = path.read_bytes()
+  heap = whole.index(b"GCOL\x01")
+  place = heap + 16
+  while int.from_bytes(whole[place : place + 2], "little"):  # to the free entry at the end
+    place += 16 + -(-int.from_bytes(whole[place + 8 : place + 16], "little") // 8) * 8
+  for at, size in ((place + 8, 0), (heap + 16 + 8, 2**64 - 16)):
+    path.write_bytes(whole[:at] + size.to_bytes(8, "little") + whole[at + 8 :])
+    fuzz.check_refused(lambda _: egodex.read(egodex.find(tmp_path)[0], 32), tmp_path, path, f"an entry of {size} bytes")
+
+
 @pytest.mark.parametrize(("count", "seed"), [(100, 0), *(pytest.param(500, seed, marks=pytest.mark.slow) for seed in range(1, 21))])
 def test_damaged_files_are_refused_or_read_but_never_a_traceback(tmp_path, count, seed):
   """h5py answers damaged bytes with four kinds of exceptions; every one is the recording's fault, in one line."""

@@ -9,7 +9,6 @@ exactly half of the image's size, the centre of the image in that convention alo
 import glob
 import os
 
-import h5py
 import numpy as np
 
 from egoscale_jax.data import schema
@@ -53,7 +52,7 @@ def read_as(recording: schema.Recording, image_size: int, source: str, licence: 
   if not os.path.isfile(mp4_path):
     raise UserError(f"{mp4_path}: missing: {os.path.basename(hdf5_path)} has no video beside it")
   try:
-    with h5py.File(hdf5_path, "r") as file:
+    with hdf5.opened(hdf5_path) as file:
       text = _text(file, hdf5_path)
       scene = _attribute(file, "session_name") or recording.id
       intrinsics_3x3 = _intrinsics(file, hdf5_path)

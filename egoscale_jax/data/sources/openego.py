@@ -10,7 +10,6 @@ EgoDex are shifted by a joint. So both orders are tried on the lengths of a huma
 
 import os
 
-import h5py
 import numpy as np
 
 from egoscale_jax.data import schema
@@ -38,7 +37,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   path, mp4_path, annotation_path = recording.files
   checks.readable(path)
   try:
-    with h5py.File(path, "r") as file:
+    with hdf5.opened(path) as file:
       hands = [_hand(file, side, path) for side in keypoints.SIDES]
       k_3x3 = _array(file, "intrinsics", (3, 3), path)
   except hdf5.CORRUPT as error:

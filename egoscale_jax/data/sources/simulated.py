@@ -1,7 +1,5 @@
 """Recordings of the project's own simulator: the format of EgoDex, marked by the attribute `simulated`."""
 
-import h5py
-
 from egoscale_jax.data import schema
 from egoscale_jax.data.sources import egodex, hdf5
 from egoscale_jax.errors import UserError
@@ -22,7 +20,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   """As egodex.read; refuses a recording that the simulator did not write, since its licence would be wrong."""
   path = recording.files[0]
   try:
-    with h5py.File(path, "r") as file:
+    with hdf5.opened(path) as file:
       simulated = bool(file.attrs.get("simulated", False))
   except hdf5.CORRUPT as error:
     raise UserError(f"{path}: not a readable HDF5 file: {' '.join(str(error).split())}") from error
