@@ -23,8 +23,8 @@ def check_heaps(data: bytes):
   """ValueError where a heap of texts has an entry that does not lead to the next one.
 
   HDF5 walks such a heap without an end: a free entry of no size leads to itself, and a size near 2**64 wraps around. Found by fuzzing.
-  Layout (the format's specification, III.E, global heap): "GCOL", version 1, 3 bytes, size; entries of index, references, 4 bytes, size and data,
-  in steps of 8.
+  Layout (the format's specification, III.E, global heap): "GCOL", version 1, 3 bytes, size; entries of index, references, 4 bytes,
+  size and data, in steps of 8.
   """
   start = data.find(b"GCOL\x01")
   while start >= 0:
