@@ -62,8 +62,7 @@ def parse(lines):
       current = computations[header[2]] = []
       if header[1]:
         entry = header[2]
-    elif line.startswith("}"):
-      current = None
+    # A closing brace ends nothing: the attributes of a kernel are spread over lines of their own, with braces at their start.
   if entry is None:
     raise ValueError("a dump without an ENTRY computation")
   return computations, entry

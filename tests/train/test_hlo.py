@@ -33,6 +33,10 @@ PROGRAM = """HloModule jit_step
 
 %outer_body (s: (s32[])) -> (s32[]) {
   %loop = (s32[]{:T(128)}, /*index=1*/f32[8]{0:T(8,128)}) while(%s), condition=%inner_cond, body=%inner_body
+  %kernel = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+{"name": "attention"
+}
+}}
   %more = f32[8]{0} fusion(%x), kind=kOutput, calls=%fused, metadata={op_name="step/outer"}, backend_config={"estimated_cycles":"100"}
 }
 
