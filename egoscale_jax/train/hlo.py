@@ -35,9 +35,11 @@ class Cost:
   """Of one step on one chip. sent_bytes: {(kind, size of its group): bytes}; by_name: cycles by the operation that they come from.
 
   untimed_bytes: written by operations whose cycles the compiler does not know (gathers by index, it says the largest int64).
+  kernels: calls of hand-written kernels, of whose time it says nothing at all.
   """
 
   cycles: float = 0.0
+  kernels: int = 0
   untimed_bytes: float = 0.0
   sent_bytes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   by_name: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -45,6 +47,7 @@ class Cost:
   def add(self, other, times):
     self.cycles += times * other.cycles
     self.untimed_bytes += times * other.untimed_bytes
+    self.kernels += times * other.kernels
     for mine, others in ((self.sent_bytes, other.sent_bytes), (self.by_name, other.by_name)):
       for key, value in others.items():
         mine[key] += times * value
@@ -97,6 +100,8 @@ def _add(total, instruction, computations, of):
     size = group_size(instruction.rest)
     total.sent_bytes[kind, size] += sent(kind, size, instruction.type if kind == opcode else _result(instruction.type))
     return
+  if opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.rest:
+    total.kernels += 1
   cycles = _CYCLES.search(instruction.rest)
   if cycles and int(cycles[1]) > _UNKNOWN:
     total.untimed_bytes += nbytes(instruction.type)

@@ -60,6 +60,7 @@ class Plan:
   chip_hours: float | None = None
   loader_cores_per_host: float | None = None
   host_cores: int | None = None
+  kernels: int | None = None  # calls of hand-written kernels, whose time is not in step_seconds
   top_operations: dict | None = None  # seconds of the costliest ones
 
   def keys(self) -> dict:
@@ -76,10 +77,11 @@ class Plan:
     if not self.fits:
       return lines
     lines[-1] += f" ({', '.join(f'{name} {gib(memory[name])}' for name in ('arguments', 'temporaries', 'program'))})"
+    kernels = f"; NOT COUNTED: {self.kernels} calls of hand-written kernels" if self.kernels else ""
     links = ", ".join(f"{axis} {n / 1e9:.2f} GB" for axis, n in self.link_bytes.items()) or "nothing"
     return [
       *lines,
-      f"  step            {self.step_seconds:.3f} s by the compiler's own cycles: {self.model_flop_utilization:.1%} model-FLOP use",
+      f"  step            {self.step_seconds:.3f} s by the compiler's own cycles: {self.model_flop_utilization:.1%} model-FLOP use{kernels}",
       f"  links a chip    {links}; at most {self.link_seconds:.3f} s more, if nothing overlaps",
       f"  rate            {self.examples_per_second:.0f} examples/s",
       f"  the stage       {self.days:.2f} days, {self.chip_hours:.0f} chip-hours",
@@ -217,6 +219,7 @@ def _timed(known, config, chip, slices, mesh, memory, cost):
     chip_hours=hours * known.chips,
     loader_cores_per_host=rate / known.chips * chip.host_chips * len(config.data.cameras) / PICTURES_A_CORE,
     host_cores=chip.host_cores,
+    kernels=cost.kernels,
     top_operations={name: cycles / chip.clock_hz for name, cycles in cost.by_name.most_common(20)},
   )
 

@@ -64,6 +64,7 @@ def test_cycles_follow_loops_branches_and_fusions():
   assert cost.by_name["step/inner"] == 150
   assert cost.by_name["step/outer"] == 500
   assert cost.untimed_bytes == 4000  # and not 9e18 cycles
+  assert cost.kernels == 5
 
 
 def test_bytes_sent_follow_the_kind_the_group_and_the_loops():
