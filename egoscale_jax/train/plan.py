@@ -77,11 +77,12 @@ class Plan:
     if not self.fits:
       return lines
     lines[-1] += f" ({', '.join(f'{name} {gib(memory[name])}' for name in ('arguments', 'temporaries', 'program'))})"
-    kernels = f"; NOT COUNTED: {self.kernels} calls of hand-written kernels" if self.kernels else ""
+    kernels = f"; {self.kernels} calls of hand-written kernels NOT COUNTED" if self.kernels else ""
+    use = f"{self.model_flop_utilization:.1%} model-FLOP use{kernels}"
     links = ", ".join(f"{axis} {n / 1e9:.2f} GB" for axis, n in self.link_bytes.items()) or "nothing"
     return [
       *lines,
-      f"  step            {self.step_seconds:.3f} s by the compiler's own cycles: {self.model_flop_utilization:.1%} model-FLOP use{kernels}",
+      f"  step            {self.step_seconds:.3f} s by the compiler's own cycles: {use}",
       f"  links a chip    {links}; at most {self.link_seconds:.3f} s more, if nothing overlaps",
       f"  rate            {self.examples_per_second:.0f} examples/s",
       f"  the stage       {self.days:.2f} days, {self.chip_hours:.0f} chip-hours",
