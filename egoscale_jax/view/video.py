@@ -27,9 +27,17 @@ def annotate(footage, index, predictor=None):
       canvas.path(pixels(footage.T_world_wrist_Fx2x4x4[future, side, :3, 3]), draw.SIDE_COLOURS[side])
       canvas.path(pixels(predicted[:, side, keypoints.WRIST]), draw.PREDICTED[side])
       canvas.skeleton(pixels(predicted[-1, side]), draw.PREDICTED[side], width=1)
-  legend = "left blue, right orange" if predictor is None else "true path blue/orange, predicted magenta/lime"
+  legend = "true path blue/orange, predicted magenta/lime" if predictor is not None else _legend(footage)
   canvas.caption(f"{footage.text}  [frame {index:04d}; {legend}]")  # of one length, so that all frames of a video are of one size
   return canvas.image
+
+
+def _legend(footage):
+  """Of what the whole episode has, not this frame."""
+  if not np.isnan(footage.keypoints_Fx2xPx3).all():
+    return "left blue, right orange"
+  seen = np.isfinite(footage.T_world_wrist_Fx2x4x4).any() and np.isfinite(footage.T_world_camera_Fx4x4).any()
+  return "axes of the wrists" if seen else "no pose to draw"
 
 
 def _axes(T_world_wrist):
