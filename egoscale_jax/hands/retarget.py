@@ -59,7 +59,7 @@ def retarget(
 
   scale: robot's size over the human's, estimated from the keypoints where None. max_jerk: the mean of |jerk| in rad/s^3 that a quick
   person, a noisy tracker or a hand of few joints may reach; beyond it the recording is solved again, smoother, at most three times.
-  fine: every frame is free (else every second), and rounds go on until the tips gain nothing; some ten times the time. None: for a robot
+  fine: every frame is free (else every second), and rounds go on until the tips gain nothing: some thirty times the time. None: for a robot
   so large that it does not pinch (`Weights.pinch_scale`): much is out of its reach, and tips are all that is left to get right.
   out: (joints [F, J], residual [F]) float32 to write into, as memory maps for a recording that does not fit.
   """
