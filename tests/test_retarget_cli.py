@@ -77,7 +77,7 @@ def test_pieces_and_rounds_leave_every_frame_behind(monkeypatch, recording, tmp_
   np.save(tmp_path / "long.npy", np.resize(np.load(recording), (frames, 21, 3)))
   rounds = []
 
-  def programs(hand, weights, rate_hz, lanes):
+  def programs(hand, weights, rate_hz, effort, lanes):
     restless = np.random.default_rng(0).uniform(0.0, 0.1, (22, retarget.WINDOW, lanes)).astype(np.float32)
 
     def refine(target, seen, scale, start, smooth):

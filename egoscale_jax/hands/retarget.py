@@ -15,15 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egoscale_jax.hands import alignment, costs, solver
+from egoscale_jax.hands import alignment, costs, rounds, solver
 from egoscale_jax.hands.costs import Weights
 
 DEFAULT = Weights()
 LANES = (4, 8, 16)  # windows side by side in one call: few for a short recording, so that no core waits
 WINDOW, OVERLAP = 288, 32  # frames; windows are blended over the overlap: with 16 a round trip is 1.6 degrees off, with 32 0.1
-KNOT = 2  # frames between the spline's knots: 4 loses the pinches of a webcam recording, 1 costs twice the time for 0.1 mm
-FRAME_ITERATIONS, ITERATIONS = 5, 7
-MAX_JERK, _SMOOTHER = 100.0, 3  # rad/s^3, mean; solved again at most so many times
+STRIDE, FRAME_ITERATIONS = 2, 5  # the start: every so manieth frame alone
+MAX_JERK = 100.0  # rad/s^3, mean
 MAX_GAP_S = 0.5  # missing keypoints are bridged by smoothness for so long
 ALONE = 1024  # frames a call of retarget_frames
 ALONE_ITERATIONS = 30
@@ -53,16 +52,19 @@ def retarget(
   rate_hz=30.0,
   max_gap_s=MAX_GAP_S,
   max_jerk=MAX_JERK,
+  fine=None,
   out=None,
 ) -> Retargeted:
   """Keypoints of one human hand [F, 21, 3] in metres, in any frame of reference (may move), NaN where missing (or of low confidence).
 
   scale: robot's size over the human's, estimated from the keypoints where None. max_jerk: the mean of |jerk| in rad/s^3 that a quick
   person, a noisy tracker or a hand of few joints may reach; beyond it the recording is solved again, smoother, at most three times.
+  fine: every frame is free (else every second), and rounds go on until the tips gain nothing: some thirty times the time. None: for a robot
+  so large that it does not pinch (`Weights.pinch_scale`): much is out of its reach, and tips are all that is left to get right.
   out: (joints [F, J], residual [F]) float32 to write into, as memory maps for a recording that does not fit.
   """
   source = alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale)
-  return follow(source, weights, rate_hz=rate_hz, max_gap_s=max_gap_s, max_jerk=max_jerk, out=out)
+  return follow(source, weights, rate_hz=rate_hz, max_gap_s=max_gap_s, max_jerk=max_jerk, fine=fine, out=out)
 
 
 def retarget_frames(keypoints_Fx21x3, hand, side, weights=DEFAULT, *, confidence_Fx21=None, min_confidence=0.5, scale=None) -> Retargeted:
@@ -70,20 +72,22 @@ def retarget_frames(keypoints_Fx21x3, hand, side, weights=DEFAULT, *, confidence
   return follow_frames(alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale), weights)
 
 
-def follow(source, weights=DEFAULT, *, rate_hz=30.0, max_gap_s=MAX_GAP_S, max_jerk=MAX_JERK, out=None) -> Retargeted:
+def follow(source, weights=DEFAULT, *, rate_hz=30.0, max_gap_s=MAX_GAP_S, max_jerk=MAX_JERK, fine=None, out=None) -> Retargeted:
   """`retarget` of an alignment.Human or alignment.Targets."""
   hand, frames = source.hand, len(source)
   joints_FxJ, residual_m_F = out or (np.zeros((frames, hand.num_joints), np.float32), np.zeros(frames, np.float32))
   valid_F = np.zeros(frames, bool)
-  smooth = 1.0
-  if weights.jerk > 0:  # the compiled program is told the weight of the jerk when it runs: another value compiles nothing
-    weights, smooth = dataclasses.replace(weights, jerk=DEFAULT.jerk), weights.jerk / DEFAULT.jerk
-  for attempt in range(1 + _SMOOTHER):
-    _solve(source, weights, float(rate_hz), smooth, joints_FxJ, residual_m_F, valid_F, again=attempt > 0)
-    jerk = _mean_jerk(joints_FxJ, valid_F, rate_hz)
-    if not jerk > max_jerk or attempt == _SMOOTHER:
+  pinches = not source.scale > weights.pinch_scale  # NaN: no valid frame
+  effort = rounds.COARSE if (pinches if fine is None else not fine) else rounds.FINE
+  weights, least = rounds.prepared(weights, effort, DEFAULT.jerk, pinches)
+  smooth, error = least, np.inf
+  for attempt in range(effort.rounds):
+    _solve(source, weights, float(rate_hz), effort, smooth, joints_FxJ, residual_m_F, valid_F, again=attempt > 0)
+    before, error = error, residual_m_F.sum(where=valid_F, dtype=np.float64)
+    jerk = rounds.mean_jerk(joints_FxJ, valid_F, rate_hz)
+    smooth = rounds.once_more(effort, attempt, least, smooth, jerk, max_jerk, gain=1.0 - error / before if error else 0.0)
+    if smooth is None:
       break
-    smooth *= (1.01 * jerk / max_jerk) ** 1.7  # the mean falls with about the root of the weight
   bridged_F = _short_gaps(valid_F, round(max_gap_s * rate_hz))
   joints_FxJ[~(valid_F | bridged_F)] = np.nan
   residual_m_F[~valid_F] = np.nan
@@ -109,17 +113,18 @@ def start_windows(hand, weights, target_Px3xFxB, scale):
   What is not seen is believed here as it was filled in, so that a gap starts between its ends.
   """
   weights, rest_J = dataclasses.replace(weights, pinch=0.0), rest_pose(hand)
-  calm = _calmed(target_Px3xFxB, 1)[..., ::KNOT, :]
+  calm = _calmed(target_Px3xFxB, 1)[..., ::STRIDE, :]
   aims = costs.aims(hand, weights, calm, jnp.ones_like(calm[:, 0]), scale)
   start, _ = solver.frames(hand, weights, aims, rest_J, _everywhere(rest_J, calm[0, 0]), FRAME_ITERATIONS)
-  return jnp.repeat(_calmed(start, 2), KNOT, axis=-2)
+  return jnp.repeat(_calmed(start, 2), STRIDE, axis=-2)
 
 
-@functools.partial(jax.jit, static_argnames=("hand", "weights", "rate_hz"))
-def refine_windows(hand, weights, target_Px3xFxB, seen_PxFxB, scale, start_JxFxB, rate_hz, smooth=1.0):
+@functools.partial(jax.jit, static_argnames=("hand", "weights", "rate_hz", "effort"))
+def refine_windows(hand, weights, target_Px3xFxB, seen_PxFxB, scale, start_JxFxB, rate_hz, smooth=1.0, effort=rounds.COARSE):
   """Trajectories on the robot's scale, in its base frame: [21, 3, F, B], seen [21, F, B] -> (joints [J, F, B], tip error [F, B], m)."""
   aims = costs.aims(hand, weights, target_Px3xFxB, seen_PxFxB, scale)
-  joints, _ = solver.trajectories(hand, weights, aims, rest_pose(hand), start_JxFxB, rate_hz, KNOT, ITERATIONS, smooth)
+  knot, iterations = effort.knot, effort.iterations
+  joints, _ = solver.trajectories(hand, weights, aims, rest_pose(hand), start_JxFxB, rate_hz, knot, iterations, smooth)
   return joints, costs.tip_error(hand, joints, target_Px3xFxB, seen_PxFxB)
 
 
@@ -159,27 +164,16 @@ def windows(frames):
     start = stop - OVERLAP
 
 
-def _solve(source, weights, rate_hz, smooth, joints_FxJ, residual_m_F, valid_F, again):
+def _solve(source, weights, rate_hz, effort, smooth, joints_FxJ, residual_m_F, valid_F, again):
   """Fills the three arrays; again: from the joints that stand there."""
   start_FxJ = joints_FxJ.copy() if again else None
   joints_FxJ[:], residual_m_F[:] = 0.0, 0.0
-  solve = functools.partial(_solve_windows, source, weights, rate_hz, np.float32(smooth), start_FxJ)
+  solve = functools.partial(_solve_windows, source, weights, rate_hz, effort, np.float32(smooth), start_FxJ)
   for batch, joints_JxFxB, residual_FxB, valid in _in_order(solve, _batches(len(source))):
     for b, (start, stop, share_F) in enumerate(batch):
       joints_FxJ[start:stop] += share_F[:, None] * joints_JxFxB[:, : stop - start, b].T
       residual_m_F[start:stop] += share_F * residual_FxB[: stop - start, b]
       valid_F[start:stop] = valid[b]
-
-
-def _mean_jerk(joints_FxJ, valid_F, rate_hz):
-  """Mean |third difference| over the stretches where all four frames are valid; 0 where there is none. Reads a piece at a time."""
-  total, count = 0.0, 0
-  for start in range(0, max(len(joints_FxJ) - 3, 0), 10 * WINDOW):
-    jerk_FxJ = np.abs(np.diff(joints_FxJ[start : start + 10 * WINDOW + 3].astype(np.float64), n=3, axis=0)) * rate_hz**3
-    valid = valid_F[start : start + 10 * WINDOW + 3]
-    jerk_FxJ = jerk_FxJ[valid[:-3] & valid[1:-2] & valid[2:-1] & valid[3:]]
-    total, count = total + jerk_FxJ.sum(), count + jerk_FxJ.size
-  return total / count if count else 0.0
 
 
 def _batches(frames):
@@ -189,7 +183,7 @@ def _batches(frames):
   return [every[i : i + lanes] for i in range(0, len(every), lanes)]
 
 
-def _solve_windows(source, weights, rate_hz, smooth, start_FxJ, batch):
+def _solve_windows(source, weights, rate_hz, effort, smooth, start_FxJ, batch):
   hand, lanes = source.hand, next(n for n in LANES if n >= len(batch))
   pieces = [source.read(start, stop, WINDOW) for start, stop, _ in batch]
   valid = [piece[2] for piece in pieces]
@@ -200,7 +194,7 @@ def _solve_windows(source, weights, rate_hz, smooth, start_FxJ, batch):
   target, seen = (np.stack([piece[i] for piece in pieces], axis=-1) for i in (0, 1))
   scale = np.float32(source.scale)
   with _compiling:
-    from_keypoints, refine = _programs(hand, weights, rate_hz, lanes)
+    from_keypoints, refine = _programs(hand, weights, rate_hz, effort, lanes)
   if start_FxJ is None:
     start = from_keypoints(target, scale)
   else:
@@ -213,7 +207,7 @@ _compiling = threading.Lock()
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(hand, weights, rate_hz, lanes):
+def _programs(hand, weights, rate_hz, effort, lanes):
   """start_windows and refine_windows for so many windows, compiled side by side: 22 joints take seconds on one core."""
 
   def single(*shape):
@@ -222,7 +216,7 @@ def _programs(hand, weights, rate_hz, lanes):
   target, seen, start = single(21, 3, WINDOW, lanes), single(21, WINDOW, lanes), single(hand.num_joints, WINDOW, lanes)
   lowered = (
     start_windows.lower(hand, weights, target, single()),
-    refine_windows.lower(hand, weights, target, seen, single(), start, rate_hz, single()),
+    refine_windows.lower(hand, weights, target, seen, single(), start, rate_hz, single(), effort),
   )
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     return tuple(pool.map(lambda program: program.compile(), lowered))

@@ -13,7 +13,12 @@ ORDER = 4  # coefficients that reach a frame
 
 
 def basis(knot):
-  """[knot, 4]: what the four coefficients of a segment weigh at each of its frames."""
+  """[knot, 4]: what the four coefficients of a segment weigh at each of its frames.
+
+  With a knot at every frame a coefficient is its frame: the spline would blur what every frame is free to say.
+  """
+  if knot == 1:
+    return np.asarray([[0.0, 1.0, 0.0, 0.0]])
   u = np.arange(knot) / knot
   return np.stack([(1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3], axis=-1) / 6
 

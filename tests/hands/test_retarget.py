@@ -334,6 +334,18 @@ def test_another_weight_of_the_jerk_compiles_nothing():
   assert mean_jerk(calm.joints_FxJ) < 0.9 * mean_jerk(quick.joints_FxJ)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.6])
+def test_every_frame_free_is_nearer_with_no_more_jerk(scale):
+  """By itself where the robot is too large to pinch, where much is out of reach."""
+  points = smooth_run()[1][:300] + 0.002 * np.random.default_rng(9).normal(size=(300, 21, 3))
+  coarse, fine, usual = (retarget.retarget(points, load(), "right", scale=scale, fine=fine) for fine in (False, True, None))
+  np.testing.assert_array_equal(usual.joints_FxJ, (fine if scale > Weights().pinch_scale else coarse).joints_FxJ)
+  assert fine.valid_F.all()
+  assert_within_limits(fine.joints_FxJ, load())
+  assert mean_jerk(fine.joints_FxJ) <= 100.0
+  assert fine.residual_m_F.mean() < coarse.residual_m_F.mean() - 5e-5
+
+
 def egodex_keypoints(path, side):
   """EgoDex names -> 21 keypoints [F, 21, 3]; its Metacarpal is the base of the palm bone and no keypoint of ours."""
   bones = ("Knuckle", "IntermediateBase", "IntermediateTip", "Tip")

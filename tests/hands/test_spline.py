@@ -48,9 +48,9 @@ def test_stays_between_the_least_and_the_greatest_coefficient(knot):
 
 @KNOTS
 def test_a_cubic_is_reproduced(knot):
-  """Twice continuous pieces of cubics hold every cubic; its coefficients are its blossom at three knots in a row."""
+  """Twice continuous pieces of cubics hold every cubic; its coefficients are its blossom at three knots in a row, or the frames."""
   t = np.arange(SEGMENTS + 3) - 1.0
-  blossom = {0: t**0, 1: t, 2: t**2 - 1 / 3, 3: t**3 - t}
+  blossom = {0: t**0, 1: t, 2: t**2 - (knot > 1) / 3, 3: t**3 - (knot > 1) * t}
   u = np.arange(SEGMENTS * knot) / knot
   for power, coefficients in blossom.items():
     np.testing.assert_allclose(evaluate(coefficients, knot), u**power, atol=1e-11)
