@@ -11,7 +11,7 @@ if [ -z "${EGOSCALE_PYTHON:-}" ]; then
   export EGOSCALE_PYTHON="$PWD/.venv/bin/python"
 fi
 export EGOSCALE_PROCESSES="${EGOSCALE_PROCESSES:-2}" JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-4}" JAX_PLATFORMS=cpu
-port="$("$EGOSCALE_PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+port="$("$EGOSCALE_PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1]); s.close()')"
 export EGOSCALE_COORDINATOR="127.0.0.1:$port" JAX_COORDINATOR_BIND_ADDRESS="127.0.0.1:$port"
 
 pids=()

@@ -23,7 +23,6 @@ from jax.experimental import multihost_utils
 from egoscale_jax.errors import Preempted, UserError
 
 _FAILED = "egoscale/failed"
-_HOURS = 1000  # how long a process listens for the others' failure
 
 
 def initialize():
@@ -63,8 +62,9 @@ def say(text):
 
 
 def wait_for_all(where):
+  """By the coordinator and not by the devices: those wait for each other's first program 30 s at most on a CPU, and compiling takes longer."""
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(where)
+    global_state.client.wait_at_barrier(f"egoscale/{where}", 3600_000)  # milliseconds
 
 
 def from_first(make):
@@ -99,13 +99,18 @@ def together():
   if jax.process_count() == 1:
     yield
     return
-  threading.Thread(target=_listen, daemon=True).start()
+  done = threading.Event()
+  listener = threading.Thread(target=_listen, args=(done,), daemon=True)
+  listener.start()
   try:
     yield
   except Preempted:  # all of them, at the same step
     raise
   except BaseException as error:
     _fail(error)
+  finally:
+    done.set()
+    listener.join()
 
 
 def _fail(error):
@@ -118,14 +123,17 @@ def _fail(error):
   _end()
 
 
-def _listen():
-  try:
-    message = global_state.client.blocking_key_value_get(_FAILED, _HOURS * 3600 * 1000)
-  except Exception:  # of whatever kind: the store is gone, at the end of the run or with process 0; JAX ends the process then
-    return
-  if not message.startswith(f"process {jax.process_index()} "):
-    print(f"egoscale: ended by {message}", file=sys.stderr, flush=True)
-    _end()
+def _listen(done):
+  while not done.wait(2.0):  # no blocking call: a thread that waits inside of it aborts a process that ends well
+    try:
+      message = global_state.client.key_value_try_get(_FAILED)
+    except jax.errors.JaxRuntimeError as error:
+      if "NOT_FOUND" in str(error):
+        continue
+      return  # the store is gone with process 0: JAX ends this one
+    if not message.startswith(f"process {jax.process_index()} "):
+      print(f"egoscale: ended by {message}", file=sys.stderr, flush=True)
+      _end()
 
 
 def _end():

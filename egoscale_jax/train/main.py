@@ -51,8 +51,12 @@ def main(config, workdir, devices=None):
     batches = pipeline.train_batches(config, run.prompt, run.statistics, first_step)
     say("\n".join(batches.mixture.lines(config.steps * config.batch_size, config.data.windows)))
     held_out = validation.Validation(config, run.prompt, run.model, run.statistics)
-    validate = lambda state: held_out.run(run.final_params(state), lambda: preempted.noticed, distributed.fetch)  # noqa: E731
+    together = dict(stop=lambda: preempted.noticed, compiled=lambda: distributed.wait_for_all("validation"), fetch=distributed.fetch)
+    validate = lambda state: held_out.run(run.final_params(state), **together)  # noqa: E731
     train_step = step_lib.jit_train_step(run.model, config, run.state_shardings, run.mesh, run.batch_shapes, held_out.units)
+    if first_step < config.steps:
+      train_step = train_step.lower(run.state_shapes, run.batch_shapes).compile()
+    distributed.wait_for_all("the train step")
     log = stack.enter_context(contextlib.closing(metrics.Metrics(workdir, first_step, config, metrics.use_at_a_second(run))))
     profiler = stack.enter_context(profile.Profile(workdir, config.profile))
     figures, last = None, None  # `last`: metrics of the step before, fetched while this one runs, so that the host never waits

@@ -26,7 +26,7 @@ class Metrics:
     self.use_at_a_second = use_at_a_second
     self.writer = Writer(pathlib.Path(workdir), first_step) if distributed.is_first() else None
     self.bar = tqdm.tqdm(total=config.steps, initial=first_step, unit="step", disable=None if self.writer else True, smoothing=0.05)
-    self.compiled = False  # the first step of a start compiles: its time is nobody's
+    self.warm = False  # the first step of a start waits for much: its time is nobody's
     self._begin()
 
   def _begin(self):
@@ -38,8 +38,8 @@ class Metrics:
     values = {name: float(value) for name, value in jax.device_get(values).items()}
     self._check(step, values)
     now = time.perf_counter()
-    seconds, self.last = max(now - self.last - data_wait, 0.0) if self.compiled else 0.0, now
-    self.compiled = True
+    seconds, self.last = max(now - self.last - data_wait, 0.0) if self.warm else 0.0, now
+    self.warm = True
     self.losses.append(values["loss"])
     self.wait += data_wait
     for told in info.unreadable:
