@@ -62,7 +62,7 @@ def say(text):
 
 
 def wait_for_all(where):
-  """By the coordinator and not by the devices: those wait for each other's first program 30 s at most on a CPU, and compiling takes longer."""
+  """By the coordinator: CPU devices wait for each other's first program 30 s at most, and compiling takes longer."""
   if jax.process_count() > 1:
     global_state.client.wait_at_barrier(f"egoscale/{where}", 3600_000)  # milliseconds
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -73,10 +74,22 @@ def test_two_processes_take_the_steps_of_one_and_validate_as_one(shards, tmp_pat
   checkpoint.resumable_step(tmp_path / "two")
   run.open_run(tmp_path / "two")  # of two processes, read by one
 
-  with open(log, "w") as file:  # one process with another config
-    process = pod(shards, tmp_path / "other", file, devices=1, **{**fields, "optim.learning_rate": "0.00${EGOSCALE_PROCESS}5"})
-    assert process.wait(200) == 1
-  assert not (tmp_path / "other").exists()
+
+def test_one_host_with_another_config_is_refused_by_all(shards, tmp_path):
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+  members, logs = [], [tmp_path / "log0", tmp_path / "log1"]
+  for i, log in enumerate(logs):
+    us = {"EGOSCALE_COORDINATOR": address, "JAX_COORDINATOR_BIND_ADDRESS": address, "EGOSCALE_PROCESSES": "2", "EGOSCALE_PROCESS": str(i)}
+    command = [sys.executable, "-m", "egoscale_jax.cli", "train", f"--workdir={tmp_path}/run"]
+    command += tiny.flags(shards, {**RUN, "optim.learning_rate": 0.5 if i else 0.001})
+    with open(log, "w") as file:
+      members.append(subprocess.Popen(command, env={**ENVIRONMENT, **us, "JAX_NUM_CPU_DEVICES": "1"}, stdout=file, stderr=file))
+  assert [member.wait(100) for member in members] == [1, 1], logs[0].read_text() + logs[1].read_text()
+  for i, log in enumerate(logs):
+    told = f"process {i} of 2: config.optim.learning_rate: process 0 has 0.001, process 1 has 0.5, expected the same on all processes"
+    assert told in log.read_text()
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
