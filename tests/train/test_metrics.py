@@ -1,4 +1,4 @@
-"""What a run writes about itself: skipped updates, goodput over restarts, TensorBoard's files, a disk that is full, model-FLOP use, a profile."""
+"""What a run tells of itself: skipped updates, goodput over restarts, TensorBoard's files, a disk that is full, model-FLOP use, a profile."""
 
 import json
 import struct
@@ -114,10 +114,8 @@ def test_a_full_disk_keeps_the_lines_for_later(tmp_path, capsys):
 
 
 def test_peaks_are_of_the_device_that_jax_names():
-  found = {
-    name: chips.peak_flops(name) / 1e12 for name in ("TPU v5 lite", "TPU v5", "TPU v5p", "TPU v6 lite", "NVIDIA H100 80GB HBM3", "cpu")
-  }
-  assert found == {"TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918, "NVIDIA H100 80GB HBM3": 989, "cpu": 0}
+  peaks = {"TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918, "NVIDIA H100 80GB HBM3": 989, "cpu": 0}
+  assert {name: chips.peak_flops(name) / 1e12 for name in peaks} == peaks
   assert chips.peak_flops("NVIDIA H100 PCIe") == 0, "a slower one than its namesake"
 
 
