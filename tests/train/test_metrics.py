@@ -1,4 +1,4 @@
-"""What a run tells of itself: skipped updates, goodput over restarts, TensorBoard's files, a disk that is full, model-FLOP use, a profile."""
+"""What a run tells of itself: skipped updates, goodput over restarts, TensorBoard, a full disk, model-FLOP use, a profile."""
 
 import json
 import struct
