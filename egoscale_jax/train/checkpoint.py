@@ -81,6 +81,17 @@ def _unused(path):
   return next(p for n in range(1000) if not (p := path.with_name(path.name + f".{n}" * bool(n))).exists())
 
 
+def write_sums(workdir, step):
+  """Of a checkpoint that is complete; those of checkpoints that are gone leave."""
+  path = checksums.file_of(workdir, step)
+  found = checksums.of_folder(pathlib.Path(workdir) / "checkpoints" / str(step))
+  path.parent.mkdir(exist_ok=True)
+  write_json(path, found)
+  for other in path.parent.glob("*.json"):
+    if not (pathlib.Path(workdir) / "checkpoints" / other.stem).is_dir():
+      other.unlink()
+
+
 class Saver:
   """A context: the checkpoints of a run that is in training, saved beside it. A disk that is full costs a checkpoint and not the run."""
 
@@ -132,14 +143,9 @@ class Saver:
     return _FullDisk(self)
 
   def _sum(self, step):
-    """Of a checkpoint that is complete, in a thread of its own; and those of checkpoints that are gone leave."""
+    """In a thread of its own."""
     try:
-      found = checksums.of_folder(self.workdir / "checkpoints" / str(step))
-      checksums.file_of(self.workdir, step).parent.mkdir(exist_ok=True)
-      write_json(checksums.file_of(self.workdir, step), found)
-      for path in checksums.file_of(self.workdir, step).parent.glob("*.json"):
-        if not (self.workdir / "checkpoints" / path.stem).is_dir():
-          path.unlink()
+      write_sums(self.workdir, step)
     except OSError as error:
       print(f"checkpoint {step}: its checksums cannot be written: {error}", flush=True)
 

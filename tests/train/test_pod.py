@@ -94,14 +94,18 @@ def test_one_host_with_another_config_is_refused_by_all(shards, tmp_path):
 
 @pytest.mark.slow
 def test_any_mesh_takes_the_same_steps(shards, tmp_path):
-  """20 steps in float32, within 1e-5: one device; eight over fsdp; 2 x 2 x 2; two processes of four."""
-  log = tmp_path / "log"
-  meshes = {"eight": {"mesh.data": 1, "mesh.fsdp": 8}, "cube": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}}
+  """20 steps in float32, within 1e-5: one device; eight over fsdp; 2 x 2 x 2, also in parts; two processes of four.
+
+  Without dropout, which parts of a batch draw for themselves.
+  """
+  log, fields = tmp_path / "log", {"model.dropout": 0.0, "model.expert.state_dropout": 0.0}
+  cube = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+  meshes = {"eight": {"mesh.data": 1, "mesh.fsdp": 8}, "cube": cube, "parts": {**cube, "accumulate": 2}}
   with open(log, "w") as file:
-    assert one(shards, tmp_path / "one", file).wait(280) == 0, log.read_text()
+    assert one(shards, tmp_path / "one", file, **fields).wait(280) == 0, log.read_text()
     for name, mesh in meshes.items():
-      assert one(shards, tmp_path / name, file, devices=8, **mesh).wait(280) == 0, log.read_text()
-    assert pod(shards, tmp_path / "pod", file, **{"mesh.data": 1, "mesh.fsdp": 8}).wait(280) == 0, log.read_text()
+      assert one(shards, tmp_path / name, file, devices=8, **fields, **mesh).wait(280) == 0, log.read_text()
+    assert pod(shards, tmp_path / "pod", file, **fields, **{"mesh.data": 1, "mesh.fsdp": 8}).wait(280) == 0, log.read_text()
   want = np.array(list(losses(tmp_path / "one").values()))
   assert len(want) == 20
   for name in (*meshes, "pod"):
