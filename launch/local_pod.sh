@@ -19,16 +19,16 @@ for ((i = 0; i < EGOSCALE_PROCESSES; i++)); do
   EGOSCALE_PROCESS=$i "$here/train.sh" "$@" &
   pids+=($!)
 done
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 
 code=0
 for ((left = EGOSCALE_PROCESSES; left > 0; left--)); do
-  status=0
-  wait -n || status=$?
-  while [ $status -gt 128 ] && kill -0 "${pids[@]}" 2>/dev/null; do # the trap ran, and all are still at it
-    status=0
+  while
+    status=0 signalled=0
     wait -n || status=$?
-  done
+    [ $signalled -eq 1 ] # it was the trap that ended the waiting, and no process
+  do :; done
+  [ $status -ne 127 ] || break # none is left
   [ $code -ne 0 ] || code=$status
   if [ $status -ne 0 ] && [ $status -ne 75 ]; then
     sleep 2 # the others may be about to tell why

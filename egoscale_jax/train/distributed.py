@@ -41,7 +41,7 @@ def initialize():
   count, index = (_number(name) for name in ("EGOSCALE_PROCESSES", "EGOSCALE_PROCESS"))
   if not index < count:
     raise UserError(f"EGOSCALE_PROCESS: found {index}, expected less than EGOSCALE_PROCESSES = {count}")
-  jax.distributed.initialize(address, count, index)
+  jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=300)  # of JAX 100: a machine short of cores fails that
 
 
 def _number(name):
