@@ -37,6 +37,7 @@ setuptools.setup(
     "pyarrow>=21",
     "safetensors>=0.8",
     "simplejpeg>=1.9",
+    "tensorboardx>=2.6.5",
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.22",
     "tqdm>=4.67",

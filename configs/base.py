@@ -80,17 +80,21 @@ def get_config(mode=""):
 
   config.batch_size = 8192  # global
   config.steps = 100_000
+  config.accumulate = 1  # parts in which a batch passes through the model, one after the other: less memory, the same update
   config.flow_draws = 1  # (noise, time) pairs for one pass of the backbone (N1.7)
   config.init_from = ""  # a work directory of the stage before: parameters only
   config.optim = dict(
-    learning_rate=5e-5, warmup=0.05, b1=0.95, b2=0.999, eps=1e-8, weight_decay=1e-5, clip_norm=1.0
+    learning_rate=5e-5, warmup=0.05, b1=0.95, b2=0.999, eps=1e-8, weight_decay=1e-5, clip_norm=1.0, rates=()
   )  # AdamW, cosine, warm-up as a share of the steps (GR00T N1's Table 6, N1.7; the paper is silent)
+  # rates: ((pattern, factor), ...) on the learning rate of the parameters whose path matches, as (("vision/.*", 0.1),); the first one wins
   config.ema = 0.0  # decay a step of the running mean of what is learned, which is then validated, handed on and exported; 0: none
   config.lora = dict(rank=0, alpha=16.0, paths=())  # low-rank adapters on kernels whose path matches; train_parts=() trains them alone
   config.train_parts = (".*",)  # regular expressions on parameter paths; the rest is frozen, without gradient or optimizer state
   config.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1: all that is left
 
+  config.skip_limit = 10  # an update whose loss or gradient is not finite is left out and counted; more in a row end the run
   config.log_every = 20
+  config.profile = ()  # (first, last) step of a profile into workdir/profile
   config.checkpoint_every = 1000
   config.keep_checkpoints = 3
   config.validate_every = 5000

@@ -98,7 +98,8 @@ def parser(functions):
   sub = verb(
     "train",
     "Train, or go on with what is in the work directory.",
-    "egoscale train --config=configs/pretrain.py:debug --workdir=runs/try --config.data.shards=shards",
+    "egoscale train --config=configs/pretrain.py:debug --workdir=runs/try --config.data.shards=shards\n\n"
+    "exit codes: 0 finished; 1 a mistake, in one line; 75 preempted: SIGTERM came, the step is saved, the same command goes on",
   )
   sub.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics.jsonl and all that a later stage needs")
   sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help)

@@ -11,7 +11,7 @@ import sys
 from absl import logging
 
 from egoscale_jax import arguments as arguments_lib
-from egoscale_jax.errors import UserError
+from egoscale_jax.errors import EXIT_PREEMPTED, Preempted, UserError
 
 
 def simulate(arguments):
@@ -101,9 +101,11 @@ def retarget(arguments):
 
 def train(arguments):
   from egoscale_jax import config
-  from egoscale_jax.train import main
+  from egoscale_jax.train import distributed, main
 
-  main.main(config.parse(arguments.config), arguments.workdir)
+  distributed.initialize()
+  with distributed.together():
+    main.main(config.parse(arguments.config), arguments.workdir)
 
 
 def plan(arguments):
@@ -186,6 +188,9 @@ def main(argv=None):
   except UserError as error:
     print(f"egoscale {arguments.verb}: {error}", file=sys.stderr)
     return 1
+  except Preempted as told:
+    print(f"egoscale {arguments.verb}: {told}", file=sys.stderr)
+    return EXIT_PREEMPTED
   except BrokenPipeError:
     # The reader of our output went away (`| head`), and the work may be unfinished: the exit code of SIGPIPE, no traceback. Standard output
     # is replaced so that the flush at the exit is silent too.

@@ -1,5 +1,11 @@
-"""The one exception for a user's mistake: the command line prints it as one line and exits non-zero."""
+"""What ends a command without a traceback: the command line prints one line and exits with a code that says which."""
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class UserError(Exception):
-  """One line: the file or field, what was found, what was expected. Never wraps a bug of ours."""
+  """A user's mistake, in one line: the file or field, what was found, what was expected. Never wraps a bug of ours."""
+
+
+class Preempted(Exception):
+  """The machine is being taken away (SIGTERM): all is saved, and the same command goes on from there."""

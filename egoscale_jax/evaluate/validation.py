@@ -43,10 +43,11 @@ class Validation:
     paths = {path for folder in mixture.folders(config).values() for path in (folder["shards"], folder["pairs"]) if path}
     self.held_out = [points_lib.HeldOut(path) for path in sorted(paths)]
     self.points = points_lib.fixed_points(self.held_out, v.episodes, v.times, c.horizon, config.data.stride)  # none: all is one scene
-    self._sample = jax.jit(self._sample_batch)
+    self._sample = None  # compiled at the first batch
 
-  def _sample_batch(self, params, batch, key_B):
-    """-> samples [draws, B, T, A] and the flow loss [B] of the same noise, both normalised."""
+  def _sample_batch(self, params, batch, key_Bx2):
+    """-> samples [draws, B, T, A] and the flow loss [B] of the same noise, both normalised. Keys as numbers: numpy is of any process."""
+    key_B = jax.random.wrap_key_data(key_Bx2)
     c, draws = self.model.config, self.config.validation.draws
     batch = augment.centred(batch, self.config.augment)
     features = self.model.apply({"params": params}, batch, method=vla.VLA.features)
@@ -94,14 +95,24 @@ class Validation:
     count = -(-len(self.points) // size)
     return iter(grain.MapDataset.range(count).map(make).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
 
-  def run(self, params):
-    """-> figures: MSE of one sample, of the mean of the draws, of both baselines (normalised); mm and degrees; flow loss."""
+  def run(self, params, stop=lambda: False, compiled=lambda: None, fetch=jax.device_get):
+    """-> figures: MSE of one sample, of the mean of the draws, of both baselines (normalised); mm and degrees; flow loss.
+
+    stop: asked before every batch; the answer is then None. compiled: called once that is done. fetch: global arrays -> numpy. Of several
+    processes each reads all the points, and they compute the samples together.
+    """
     total = Totals()
     if not self.points:
       return {"points": 0}
     for batch, points, windows in self.batches():
-      keys = jnp.stack([noise_key(p.episode, p.time) for p in points] + [noise_key("", 0)] * (len(batch.position_B) - len(points)))
-      samples, flow_error = jax.device_get(self._sample(params, batch, keys))
+      if stop():
+        return None
+      keys = [noise_key(p.episode, p.time) for p in points] + [noise_key("", 0)] * (len(batch.position_B) - len(points))
+      inputs = params, batch, np.asarray(jax.random.key_data(jnp.stack(keys)))
+      if self._sample is None:
+        self._sample = jax.jit(self._sample_batch).lower(*inputs).compile()
+        compiled()
+      samples, flow_error = fetch(self._sample(*inputs))
       for row, window in enumerate(windows):
         number = int(batch.embodiment_B[row])
         slot, mean_chunk = self.assembler.slots[number], self.mean_chunks[number]

@@ -118,6 +118,13 @@ def load(name_or_path, side, fingers=None) -> Hand:
   return hand
 
 
+def files(name_or_path, side) -> tuple[pathlib.Path, ...]:
+  """The description that `load` reads; none where there is no such file here (labels may have been made on another machine)."""
+  built_in = _MODELS / f"{name_or_path}_{side}.xml"
+  path = built_in if str(name_or_path) in BUILT_IN else pathlib.Path(name_or_path)
+  return (path,) if path.is_file() else ()
+
+
 def describe(hand) -> str:
   """A few lines: each finger with the joint at each of its keypoints, and how it was found where the file does not say."""
   lines = [f"{hand.name}: a {hand.side} hand, {hand.num_joints} actuated values move {len(hand.parents)} joints"]

@@ -30,13 +30,22 @@ def interpolate(noise_BxTxA, action_BxTxA, time_B):
   return (1.0 - t) * noise_BxTxA + t * action_BxTxA
 
 
-def masked_mean(value_BxTxA, mask_BxTxA, weight_BxTxA):
-  """Mean over the mask of the weighted values; values and weights that are masked may be anything, NaN too. An empty mask gives zero.
+def masked_sum(value_BxTxA, mask_BxTxA, weight_BxTxA):
+  """-> sum over the mask of the weighted values, and the mask's own; values and weights that are masked may be anything, NaN too.
 
-  Divided by the mask's sum and not by the weights': an example of poor labels counts less than one of good labels.
+  The mean is `mean` of the two, so an example of poor labels counts less than one of good labels: not divided by the sum of the weights.
   """
   total = jnp.sum(jnp.where(mask_BxTxA, value_BxTxA, 0.0) * jnp.where(mask_BxTxA, weight_BxTxA, 0.0))
-  return total / jnp.maximum(jnp.sum(mask_BxTxA), 1)
+  return total, jnp.sum(mask_BxTxA)
+
+
+def mean(total, count):
+  """Of masked_sum; an empty mask gives zero."""
+  return total / jnp.maximum(count, 1)
+
+
+def masked_mean(value_BxTxA, mask_BxTxA, weight_BxTxA):
+  return mean(*masked_sum(value_BxTxA, mask_BxTxA, weight_BxTxA))
 
 
 def euler(velocity, noise_BxTxA, steps, known_BxTxA=None, keep_BxT=None):

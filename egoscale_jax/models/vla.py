@@ -148,6 +148,12 @@ class Guess:
 
 def loss_and_guess(model, params, batch, seed, draws, train=True):
   """-> what `loss` gives, and the Guess that it is the error of."""
+  total, (count, guess) = loss_sum(model, params, batch, seed, draws, train)
+  return flow.mean(total, count), guess
+
+
+def loss_sum(model, params, batch, seed, draws, train=True):
+  """-> the loss as its sum over all labelled entries; (how many they are, the Guess): what parts of a batch are added up by."""
   c = model.config.flow
   key_B = flow.example_keys(seed, batch.position_B)
   dropout = jax.random.fold_in(jax.random.key(seed), batch.position_B[0])
@@ -167,8 +173,8 @@ def loss_and_guess(model, params, batch, seed, draws, train=True):
   rngs = {"dropout": dropout_velocity}
   velocity = model.apply(params, features, batch, x_t, time_B, train, executed, method=VLA.velocity, rngs=rngs)
   guess = jax.lax.stop_gradient(x_t + (1.0 - time_B)[:, None, None] * velocity)
-  told = Guess(guess, action, mask, batch.embodiment_B)
-  return flow.masked_mean((velocity - (action - noise)) ** 2, mask, batch.action_weight_BxTxA), told
+  total, count = flow.masked_sum((velocity - (action - noise)) ** 2, mask, batch.action_weight_BxTxA)
+  return total, (count, Guess(guess, action, mask, batch.embodiment_B))
 
 
 def sample(model, params, features, batch, noise_BxTxA, steps, known_BxTxA=None, keep_BxT=None):

@@ -4,14 +4,22 @@ A save is written beside its final name and renamed, so a kill in the middle lea
 the policy or a colab needs stands in the work directory (run.py).
 """
 
+import concurrent.futures
+import errno
 import json
 import pathlib
+import re
+import shutil
 
 import jax
 import orbax.checkpoint as ocp
 
 from egoscale_jax.errors import UserError
+from egoscale_jax.train import checksums, distributed
 from egoscale_jax.train.sharding import path_name
+
+DAMAGED = "damaged"  # in a work directory: checkpoints that were not as they had been written
+_FULL = re.compile(r"No space left|Disk quota exceeded|RESOURCE_EXHAUSTED|File too large")
 
 
 def manager(workdir, keep=None):
@@ -34,23 +42,147 @@ def restore(checkpoints, step, shapes, shardings):
   return checkpoints.restore(step, args=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True))
 
 
-def restore_params(workdir, shapes, shardings):
-  """Only the parameters of a work directory's newest checkpoint: how a stage hands over to the next."""
-  step = latest_step(workdir)
-  with manager(workdir) as checkpoints:
-    return restore(checkpoints, step, {"params": shapes}, {"params": shardings})["params"]
-
-
 def latest_step(workdir):
-  """Newest complete checkpoint of a work directory; UserError if there is none."""
+  """Newest checkpoint of a work directory that is complete and as it was written; UserError if there is none."""
   path = pathlib.Path(workdir).resolve() / "checkpoints"
   if not path.is_dir():
     raise UserError(f"{workdir}: found no checkpoints, expected a work directory of `egoscale train`")
-  with manager(workdir) as checkpoints:
-    step = checkpoints.latest_step()
+  step = resumable_step(workdir, set_aside=False)
   if step is None:
     raise UserError(f"{path}: found no complete checkpoint")
   return step
+
+
+def resumable_step(workdir, set_aside=True):
+  """-> newest checkpoint that is complete and as it was written, or None where there are none; UserError where all are damaged.
+
+  Process 0 reads them and names those that are not; set_aside: it moves them to workdir/damaged, since their steps are saved again.
+  """
+  folder = pathlib.Path(workdir) / "checkpoints"
+
+  def find():
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    sound, faults = checksums.newest_sound(workdir, steps)
+    if steps and sound is None:
+      raise UserError(f"{next(iter(faults.values()))}; no other checkpoint is as it was written")
+    for step, fault in faults.items():
+      print(f"checkpoint {step} is damaged: {fault}; going back to {sound}", flush=True)
+      if set_aside:
+        (pathlib.Path(workdir) / DAMAGED).mkdir(exist_ok=True)
+        (folder / str(step)).rename(_unused(pathlib.Path(workdir) / DAMAGED / str(step)))
+        checksums.file_of(workdir, step).unlink()
+    return -1 if sound is None else sound
+
+  step = distributed.from_first(find)
+  return None if step == -1 else step
+
+
+def _unused(path):
+  return next(p for n in range(1000) if not (p := path.with_name(path.name + f".{n}" * bool(n))).exists())
+
+
+def write_sums(workdir, step):
+  """Of a checkpoint that is complete; those of checkpoints that are gone leave."""
+  path = checksums.file_of(workdir, step)
+  found = checksums.of_folder(pathlib.Path(workdir) / "checkpoints" / str(step))
+  path.parent.mkdir(exist_ok=True)
+  write_json(path, found)
+  for other in path.parent.glob("*.json"):
+    if not (pathlib.Path(workdir) / "checkpoints" / other.stem).is_dir():
+      other.unlink()
+
+
+class Saver:
+  """A context: the checkpoints of a run that is in training, saved beside it. A disk that is full costs a checkpoint and not the run."""
+
+  def __init__(self, workdir, keep):
+    self.workdir, self.manager = pathlib.Path(workdir), manager(workdir, keep)
+    self._saving, self._failed, self._thread = None, None, concurrent.futures.ThreadPoolExecutor(1)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._thread.shutdown()
+    self.manager.close()
+
+  def save(self, step, state):
+    """Begins it; what is on the device is copied before this returns."""
+    self._settle()
+    need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = distributed.from_first(lambda: _free_mib(self.workdir))
+    if need >> 20 > free:
+      self._failed = step
+      distributed.say(f"checkpoint {step} is not saved: {self.workdir} has {free} MiB left, it takes {need >> 20}; the run goes on")
+      return
+    self._saving = step
+    with self._full_disk():
+      save(self.manager, step, state)
+
+  def poll(self):
+    """Once a step: has a save come to its end?"""
+    if self._saving is not None and not self.manager.is_saving_in_progress():
+      self._settle()
+
+  def finish(self, step):
+    """Waits for all; UserError if `step` is not saved."""
+    self._settle()
+    self._thread.submit(lambda: None).result()
+    if self._failed is not None and self._failed == step:
+      raise UserError(f"{self.workdir}/checkpoints: step {step} could not be saved, the disk is full; the checkpoints before it are whole")
+
+  def _settle(self):
+    if self._saving is not None:
+      with self._full_disk():
+        self.manager.wait_until_finished()
+    if self._saving is not None and distributed.is_first():
+      self._thread.submit(self._sum, self._saving)
+    self._saving = None
+
+  def _full_disk(self):
+    return _FullDisk(self)
+
+  def _sum(self, step):
+    """In a thread of its own."""
+    try:
+      write_sums(self.workdir, step)
+    except OSError as error:
+      print(f"checkpoint {step}: its checksums cannot be written: {error}", flush=True)
+
+
+class _FullDisk:
+  """A context that catches a save's failure where the disk is full, in one process; of several one alone may have failed, and all end."""
+
+  def __init__(self, saver):
+    self.saver = saver
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, _):
+    if error is None or jax.process_count() > 1 or not _is_full(error):
+      return False
+    saver, step = self.saver, self.saver._saving
+    saver._failed, saver._saving = step, None
+    for path in (saver.workdir / "checkpoints").glob(f"{step}.orbax-checkpoint-tmp*"):
+      shutil.rmtree(path, ignore_errors=True)
+    saver.manager.reload()
+    print(f"checkpoint {step} is not saved: {saver.workdir}: the disk is full; the run goes on", flush=True)
+    return True
+
+
+def _is_full(error):
+  """Orbax and TensorStore wrap it: the number of the error, or its words, anywhere in the chain."""
+  while error is not None:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _FULL.search(str(error)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _free_mib(workdir):
+  usage = shutil.disk_usage(workdir)
+  return min(usage.free >> 20, 2**31 - 1) if usage.total else 2**31 - 1  # some network file systems tell nothing
 
 
 def _names(tree):

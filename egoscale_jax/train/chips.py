@@ -39,3 +39,21 @@ def parse(topology: str) -> tuple[Chip, int]:
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != chip.links:
     raise UserError(f"--topology={topology}: found {shape!r}, expected {chip.links} sizes, as in {name}:{'x'.join('4' * chip.links)}")
   return chip, math.prod(int(n) for n in shape.split("x"))
+
+
+# bfloat16 FLOPs a second without sparsity, by how jax names the kind of device. TPUs as above, v4: cloud.google.com/tpu/docs/v4; GPUs: the
+# data sheets of their SXM forms.
+_PEAKS = (
+  (r"TPU v5 ?lite|TPU v5e", V5E.flops),
+  (r"TPU v5p?", V5P.flops),
+  (r"TPU v6 ?lite|TPU v6e", V6E.flops),
+  (r"TPU v4", 275e12),
+  (r".*\b(GB200|B200).*", 2250e12),
+  (r".*\b(GH200|H100|H200)\b(?! (PCIe|NVL)).*", 989e12),
+  (r".*\bA100\b.*", 312e12),
+)
+
+
+def peak_flops(device_kind: str) -> float:
+  """Of one device; 0.0 where it is not known."""
+  return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, device_kind)), 0.0)

@@ -145,6 +145,7 @@ def _write(folder, workdir, config, params, statistics, dtypes):
   with checkpoint.manager(workdir, keep=1) as checkpoints:
     checkpoint.save(checkpoints, 0, {"params": params})
     checkpoints.wait_until_finished()
+  checkpoint.write_sums(workdir, 0)
   if dtypes:
     (workdir / run_lib.REFERENCE).mkdir()
     for file in sorted(folder.glob("*.json")):

@@ -1,8 +1,12 @@
-"""AdamW with a cosine schedule; frozen parts have no gradient and no optimizer state."""
+"""AdamW with a cosine schedule and a factor a part; frozen parts have no gradient and no optimizer state.
+
+What is learned is (trained parameters, adapters): a name here is a path without that first index, "vision/blocks/mlp/up/kernel".
+"""
 
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from egoscale_jax.errors import UserError
@@ -20,7 +24,42 @@ def make_optimizer(config):
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
     optax.adamw(schedule(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=is_matrix),
+    optax.stateless(lambda updates, _: scale_parts(updates, o.rates)),
   )
+
+
+def scale_parts(updates, rates):
+  """rates: ((pattern, factor), ...) as in config.optim.rates; the first pattern that a name matches wins, and without one it is 1.
+
+  The factor is of the learning rate, so the weight decay has it too. UserError on a pattern that no trained parameter takes.
+  """
+  leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
+  names, taken = [learned_name(path) for path, _ in leaves], []
+  for name in names:
+    taken.append(next((i for i, (pattern, _) in enumerate(rates) if re.fullmatch(pattern, name)), None))
+  for i, (pattern, _) in enumerate(rates):
+    if i not in taken:
+      raise UserError(f"config.optim.rates: {pattern!r} matches no trained parameter that an earlier pattern has not, as {names[0]!r}")
+  return structure.unflatten([leaf if i is None else leaf * rates[i][1] for i, (_, leaf) in zip(taken, leaves)])
+
+
+def check_rates(rates):
+  for pair in rates:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float) and pair[1] > 0):
+      raise UserError(f'config.optim.rates: found {pair!r}, expected pairs of a pattern and a factor above 0, as ("vision/.*", 0.1)')
+
+
+def learned_name(path):
+  """Of a leaf of (trained parameters, adapters)."""
+  return path_name(path[1:])
+
+
+def part_norms(learned, name):
+  """-> {"<name>/<part>": norm}; a part is the first word of a parameter's path, with its adapters."""
+  squares = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(learned):
+    squares.setdefault(learned_name(path).split("/")[0], []).append(jnp.sum(jnp.square(leaf)))
+  return {f"{name}/{part}": jnp.sqrt(sum(parts)) for part, parts in sorted(squares.items())}
 
 
 def is_matrix(params):

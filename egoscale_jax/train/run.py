@@ -1,7 +1,8 @@
 """A work directory: config, tokenizer, statistics, checkpoints; what the next stage, the policy, the evaluation and a colab open.
 
 ```
-workdir/config.json tokenizer.json statistics.json shards.sha256 metrics.jsonl checkpoints/STEP/
+workdir/config.json tokenizer.json statistics.json shards.sha256 hands/ metrics.jsonl checkpoints/STEP/ checksums/STEP.json
+        started.json tensorboard/ profile/ damaged/STEP/
 ```
 """
 
@@ -18,15 +19,18 @@ import ml_collections
 
 from egoscale_jax.data import manifest, mixture, slots, spec, statistics, tokenizer
 from egoscale_jax.errors import UserError
+from egoscale_jax.hands import hand as hand_lib
+from egoscale_jax.hands import keypoints
 from egoscale_jax.models import vla
-from egoscale_jax.train import checkpoint, sharding
+from egoscale_jax.train import checkpoint, distributed, optim, sharding
 from egoscale_jax.train import step as step_lib
 
 # What may differ when a run goes on: nothing that changes a number of it, but for the last three, which change the order of sums.
 FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "validation")
-FREE_ON_RESUME += ("mesh", "model.attention", "model.remat")
+FREE_ON_RESUME += ("skip_limit", "profile", "mesh", "model.attention", "model.remat")
+HANDS = "hands"  # in a work directory: the descriptions of the hands that its labels and its actions are of
 REFERENCE = "reference"  # in a work directory: the small files of the checkpoint that its parameters came from (convert.py)
-POSITIVE = ("batch_size", "steps", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
+POSITIVE = ("batch_size", "steps", "accumulate", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
 FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch_bytes", "cache_bytes", "unreadable", "shards")
 
 
@@ -61,6 +65,11 @@ def make_run(config, text_tokenizer, stats, devices=None):
       raise UserError(f"config.{name}: found {config[name]}, expected at least 1")
   if not 0 <= config.ema < 1:
     raise UserError(f"config.ema: found {config.ema}, expected from 0 to less than 1")
+  if config.skip_limit < 0:
+    raise UserError(f"config.skip_limit: found {config.skip_limit}, expected at least 0")
+  if config.profile and not (len(config.profile) == 2 and 1 <= config.profile[0] <= config.profile[1]):
+    raise UserError(f"config.profile: found {config.profile}, expected (first, last) step, or ()")
+  optim.check_rates(config.optim.rates)
   prompt = make_prompt(config, text_tokenizer)
   prompt.check(config.model)
   mesh = sharding.make_mesh(config, devices)
@@ -83,17 +92,28 @@ def make_prompt(config, text_tokenizer=None):
 
 
 def start(config, workdir, devices=None):
-  """Makes or continues a work directory -> Run. The tokenizer and the statistics are fixed at the first start."""
+  """Makes or continues a work directory -> Run. The tokenizer and the statistics are fixed at the first start.
+
+  Process 0 makes it; the others find it there.
+  """
   workdir = pathlib.Path(workdir)
   mixture.folders(config)  # an error where there are none
+  told = dict(_flat(json.loads(config.to_json()), "config."))
+  distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": _fingerprint(config)})
   if (workdir / "config.json").exists():
     _check_resume(workdir, config)
-  else:
+  elif distributed.is_first():
     try:
       workdir.mkdir(parents=True, exist_ok=True)
       _begin(config, workdir, devices)
     except OSError as error:
       raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+  distributed.wait_for_all("the work directory is there")
+  if not (workdir / "config.json").exists():
+    me = jax.process_index()
+    raise UserError(
+      f"--workdir={workdir}: process 0 made it, process {me} does not see it; expected a file system that all processes share"
+    )
   return make_run(config, tokenizer.load(workdir / "tokenizer.json"), slots.load(workdir / "statistics.json"), devices)
 
 
@@ -110,6 +130,9 @@ def _begin(config, workdir, devices):
     table.normalizer(config.model.horizon, config.data.stride, config.data.constant)  # so does a dimension that never moves
   (workdir / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
   slots.save(stats, workdir / "statistics.json")
+  for path in sorted({path for table in stats.values() for side in keypoints.SIDES for path in hand_lib.files(table.hand, side)}):
+    (workdir / HANDS).mkdir(exist_ok=True)
+    shutil.copyfile(path, workdir / HANDS / path.name)
   if config.init_from and (pathlib.Path(config.init_from) / REFERENCE).is_dir():  # what `egoscale convert --to` needs to hand it back
     shutil.copytree(pathlib.Path(config.init_from) / REFERENCE, workdir / REFERENCE, dirs_exist_ok=True)
   (workdir / "shards.sha256").write_text(_fingerprint(config), encoding="utf-8")
@@ -136,20 +159,24 @@ def open_run(workdir, shards=None):
   stats = slots.load(workdir / "statistics.json")
   run = make_run(config, tokenizer.load(workdir / "tokenizer.json"), stats, jax.devices()[:1])
   step = checkpoint.latest_step(workdir)
-  return run, final_params(workdir, run.state_shapes.params, run.state_shardings.params), step
+  return run, final_params(workdir, run.state_shapes.params, run.state_shardings.params, step), step
 
 
-def final_params(workdir, shapes, shardings):
+def final_params(workdir, shapes, shardings, step=None):
   """The newest parameters of a work directory as the next stage, the policy and an export read them: see step.final_params."""
   config = read_config(workdir)
-  if not (config.ema or config.lora.rank):
-    return checkpoint.restore_params(workdir, shapes, shardings)
-  model = vla.VLA(config.model)
-  state = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), vla.blank_batch(config.model, 1))
-  on = sharding.state_shardings(state, jax.tree.leaves(shardings)[0].mesh)
-  parts = {name: getattr(state, name) for name in ("params", "lora", "average") if getattr(state, name) is not None}
+  step = checkpoint.latest_step(workdir) if step is None else step
+  parts, on = {"params": shapes}, {"params": shardings}
+  if config.ema or config.lora.rank:
+    model = vla.VLA(config.model)
+    state = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), vla.blank_batch(config.model, 1))
+    state_on = sharding.state_shardings(state, jax.tree.leaves(shardings)[0].mesh)
+    parts = {name: getattr(state, name) for name in ("params", "lora", "average") if getattr(state, name) is not None}
+    on = {name: getattr(state_on, name) for name in parts}
   with checkpoint.manager(workdir) as checkpoints:
-    found = checkpoint.restore(checkpoints, checkpoint.latest_step(workdir), parts, {name: getattr(on, name) for name in parts})
+    found = checkpoint.restore(checkpoints, step, parts, on)
+  if len(parts) == 1:
+    return found["params"]
   checkpoint.compare(shapes, found["params"], f"{workdir}")
   return jax.jit(lambda found: step_lib.final_params(config, **found), out_shardings=shardings)(found)
 

@@ -46,8 +46,10 @@ def make_mesh(config, devices=None):
     sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
   if int(np.prod(sizes)) != len(devices):
     raise UserError(f"config.mesh: found {dict(zip(AXES, sizes))}, expected a product of {len(devices)} devices")
-  if config.batch_size % (sizes[0] * sizes[1]):
-    raise UserError(f"config.batch_size: found {config.batch_size}, expected a multiple of data x fsdp = {sizes[0] * sizes[1]}")
+  rows, n = sizes[0] * sizes[1], config.accumulate
+  if config.batch_size % (rows * n):
+    what = f"data x fsdp = {rows}" if n == 1 else f"data x fsdp x config.accumulate = {rows} x {n}"
+    raise UserError(f"config.batch_size: found {config.batch_size}, expected a multiple of {what}")
   # Auto, not make_mesh's default Explicit, under which Linen modules fail.
   kinds = (AxisType.Auto,) * len(AXES)
   slices = 1 + max(getattr(device, "slice_index", 0) or 0 for device in devices)

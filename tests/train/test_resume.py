@@ -62,6 +62,7 @@ def test_the_next_stage_takes_the_parameters_and_nothing_else(shards, tiny_run, 
   _, params, step = run.open_run(tmp_path / "next")
   _, before, _ = run.open_run(tiny_run)
   assert step == 1
+  assert sorted(path.name for path in (tmp_path / "next" / "hands").iterdir()) == ["sharpa_wave_left.xml", "sharpa_wave_right.xml"]
   jax.tree.map(np.testing.assert_array_equal, params["vision"], before["vision"])
 
 

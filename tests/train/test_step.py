@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -95,7 +96,7 @@ def test_a_group_without_a_label_is_not_in_the_log(tmp_path):
   mask[..., 9:31] = True  # a robot that tells its joints alone
   guess = vla.Guess(jnp.zeros(mask.shape), *map(jnp.asarray, (batch.action_BxTxA, mask, np.zeros_like(batch.embodiment_B))))
   log = metrics_lib.Metrics(tmp_path, 0, config)
-  log.step(1, {"loss": 1.0, "grad_norm": 1.0, **step_lib.unit_errors(table, guess)}, 0.0, pipeline.Info(8, ()))
+  log.step(1, {"loss": 1.0, "grad_norm": 1.0, **step_lib.unit_means(step_lib.unit_sums(table, guess))}, 0.0, pipeline.Info(8, ()))
   log.close()
   line = json.loads((tmp_path / "metrics.jsonl").read_text())
   assert line["joint_degrees"] > 0
@@ -112,3 +113,76 @@ def test_the_guess_is_one_step_from_where_the_velocity_was_asked(monkeypatch):
   square = jnp.square((guess.action_RxTxA - guess.truth_RxTxA) / 0.25)
   assert len(square) == 2 * config.batch_size == len(guess.embodiment_R)
   np.testing.assert_allclose(jnp.mean(square[guess.mask_RxTxA]), loss, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def steps():
+  """-> a batch whose parts have different numbers of labels; a state; a step with a rate for vision, and one in four parts without."""
+  config = tiny.config(**{"model.expert.state_dropout": 0.0, "optim.clip_norm": 1e9, "optim.warmup": 0.0}, **tiny.SHALLOW)
+  batch = tiny.batch(config)
+  mask = batch.action_mask_BxTxA.copy()
+  mask[..., 62:] = False  # the hand's width
+  mask[1::4, 2:] = False  # all of one part of four
+  model = vla.VLA(config.model)
+  state = step_lib.init_state(model, config, batch, tiny.params(vla.param_shapes(model)))
+  state = dataclasses.replace(state, step=jnp.ones((), jnp.int32), opt_state=optax.tree.set(state.opt_state, count=jnp.ones((), jnp.int32)))
+  table = units.table({0: NORMALIZER, 1: NORMALIZER}, config.model.expert.embodiments, config.model.action_dim)
+  made = []
+  for fields in ({"optim.rates": (("vision/.*", 0.1), (".*kernel|vision/.*|mixer/.*", 1.0))}, {"accumulate": 4}):
+    changed = tiny.config(**{**{"model.expert.state_dropout": 0.0, "optim.clip_norm": 1e9, "optim.warmup": 0.0}, **tiny.SHALLOW, **fields})
+    made.append(jax.jit(step_lib.make_train_step(model, changed, table)))
+  return dataclasses.replace(batch, action_mask_BxTxA=mask), state, *made
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(steps):
+  batch, state, step, in_parts = steps
+  (whole, metrics), (parts, of_parts) = step(state, batch), in_parts(state, batch)
+  assert metrics.keys() == of_parts.keys()
+  for name in metrics:
+    if not name.startswith("update_norm"):  # rates; and Adam's first step blows up the rounding of gradients near zero
+      np.testing.assert_allclose(metrics[name], of_parts[name], rtol=1e-6, err_msg=name)
+  moments = [optax.tree.get(state.opt_state, "mu") for state in (whole, parts)]  # 0.1 x the gradient
+  difference = jax.tree.map(jnp.subtract, *moments)
+  assert optax.tree.norm(difference) < 1e-6 * optax.tree.norm(moments[0])
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(moments[0]), jax.tree.leaves(moments[1])):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max() + 1e-9, err_msg=path_name(path))
+
+
+def test_a_rate_is_of_its_part_alone_and_norms_are_told_a_part(steps):
+  batch, state, step, in_parts = steps
+  (new, metrics), (_, plain) = step(state, batch), in_parts(state, batch)
+  for part in ("vision", "language", "expert"):
+    np.testing.assert_allclose(metrics[f"update_norm/{part}"], plain[f"update_norm/{part}"] * (0.1 if part == "vision" else 1), rtol=1e-3)
+    change = optax.tree.norm(jax.tree.map(jnp.subtract, new.params[part], state.params[part]))
+    np.testing.assert_allclose(metrics[f"update_norm/{part}"], change, rtol=1e-3)
+  squares = [float(value) ** 2 for name, value in metrics.items() if name.startswith("grad_norm/")]
+  np.testing.assert_allclose(sum(squares), float(metrics["grad_norm"]) ** 2, rtol=1e-5)
+
+
+def test_wrong_rates_are_named():
+  learned = ({"vision": {"kernel": np.ones(1)}, "expert": None}, None)
+  for pattern in ("expert/.*", "visoin"):  # frozen, misspelt
+    with pytest.raises(UserError, match=f"config.optim.rates: '{pattern}' matches no trained parameter"):
+      optim.scale_parts(learned, ((pattern, 0.1),))
+  with pytest.raises(UserError, match="'vision/kernel' matches no trained parameter that an earlier"):
+    optim.scale_parts(learned, (("vision/.*", 0.1), ("vision/kernel", 0.5)))
+  with pytest.raises(UserError, match=r"config.optim.rates: found \('a', 0\), expected pairs"):
+    optim.check_rates((("a", 0),))
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted(steps):
+  batch, state, step, in_parts = steps
+  weight = batch.action_weight_BxTxA.copy()
+  weight[3, 0, 0] = np.inf
+  bad = dataclasses.replace(batch, action_weight_BxTxA=weight)
+  for take in (step, in_parts):
+    after, metrics = take(state, bad)
+    kept = dataclasses.replace(after, step=state.step, skipped=state.skipped, skipped_in_a_row=state.skipped_in_a_row)
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
+    assert [int(x) for x in (after.step, after.skipped, after.skipped_in_a_row, metrics["skipped"])] == [2, 1, 1, 1]
+    again, told = take(after, batch)
+    assert [int(x) for x in (again.step, again.skipped, again.skipped_in_a_row)] == [3, 1, 0]
+    assert int(optax.tree.get(again.opt_state, "count", filtering=lambda path, _: "adam" in str(path).lower())) == 2
+    np.testing.assert_array_equal(told["learning_rate"], metrics["learning_rate"])  # the optimizer's own count has not moved
+    want, _ = take(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, again.params, want.params)
