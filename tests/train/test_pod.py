@@ -117,7 +117,7 @@ def test_any_mesh_takes_the_same_steps(shards, tmp_path):
 @pytest.mark.slow
 def test_twenty_kills_of_one_process_change_no_bit(shards, tmp_path):
   """kill -9 of one of two processes at a random moment: both end, with a code that is not 0, and the next start goes on."""
-  fields = {"steps": 120, "checkpoint_every": 5, "validate_every": 120, "keep_checkpoints": 2}
+  fields = {"steps": 80, "checkpoint_every": 2, "validate_every": 80, "keep_checkpoints": 2}
   log, killed, draw = tmp_path / "log", tmp_path / "killed", random.Random(0)
   with open(log, "w") as file:
     assert pod(shards, tmp_path / "whole", file, devices=1, **fields).wait(280) == 0, log.read_text()
