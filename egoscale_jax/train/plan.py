@@ -205,7 +205,8 @@ def _timed(known, config, chip, slices, mesh, memory, cost):
     program=memory.generated_code_size_in_bytes,
   )
   sent = link_bytes(cost, mesh)
-  slow = sent.get("data", 0.0) / chip.network_rate if slices > 1 else 0.0
+  across = sum(n for axes, n in sent.items() if "data" in axes or axes == "all")
+  slow = across / chip.network_rate if slices > 1 else 0.0
   hours = config.steps * seconds / 3600
   return dataclasses.replace(
     known,
@@ -228,7 +229,7 @@ def _timed(known, config, chip, slices, mesh, memory, cost):
 def link_bytes(cost, mesh):
   """{axis of the mesh, or axes: bytes that a chip sends a step}, told apart by how many chips a collective joins."""
   shape = {axis: size for axis, size in mesh.shape.items() if size > 1}
-  names = {size: axis for axis, size in reversed(shape.items())}
+  names = {size: " or ".join(axis for axis in shape if shape[axis] == size) for size in shape.values()}
   names.setdefault(mesh.size, "all")
   result = {}
   for (_, size), sent in cost.sent_bytes.items():
