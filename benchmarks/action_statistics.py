@@ -1,6 +1,6 @@
 """Speed, exactness and size of the actions' statistics (egoscale_jax/data/statistics.py) on random smooth episodes.
 
-  python benchmarks/statistics.py [--steps=10000000]
+  python benchmarks/action_statistics.py [--steps=10000000]
 
 Two hands of 22 joints: 62 dims. Two processes each accumulate half of the steps, write their state, and it is merged and finished. The
 episodes have 300 frames; the timing leaves out the making of them.

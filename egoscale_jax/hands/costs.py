@@ -30,6 +30,7 @@ class Weights:
   touch_m: float = 0.02  # the human's tips are taken to touch below this (keypoints lie inside the finger), and so must the robot's
   open_m: float = 0.026  # from here on the robot's tips keep the human's distance
   pinch_scale: float = 1.5  # a robot more than this many times the human's size does not pinch: its tips would leave their places too far
+  pinch_joints: int = 3  # nor does a hand of fewer actuated joints a finger than this: it has none to spare for the distance of two tips
   bone: float = 0.0  # direction of each finger bone, as a vector of the robot's length: off, as tips and `direction` leave nothing open
   direction: float = 0.02  # of the last bone alone: where the pad of the finger looks
   rest: float = 0.001  # metres a radian, to the rest pose: decides only what nothing else does
@@ -65,11 +66,21 @@ def rows(hand, weights) -> tuple[Row, ...]:
   tips = [p for p in keypoints.TIPS if has[p]]
   found = [Row("tip", p, None) for p in tips]
   found += [Row("knuckle", p, None) for p in _MIDDLES if has[p]]
-  found += [Row("pinch", tips[0], p) for p in tips[1:]]
+  if _can_pinch(hand, weights):
+    found += [Row("pinch", tips[0], p) for p in tips[1:]]
   for tip in tips:
     chain = [p for p in range(tip - 3, tip + 1) if has[p]]
     found += [Row("direction" if end == tip else "bone", end, start) for start, end in itertools.pairwise(chain)]
   return tuple(row for row in found if getattr(weights, row.cost))
+
+
+def pinches(hand, weights, scale) -> bool:
+  """Can a hand of this scale (NaN: no frame told it) follow the human's pinches?"""
+  return _can_pinch(hand, weights) and not scale > weights.pinch_scale
+
+
+def _can_pinch(hand, weights):
+  return hand.num_joints >= weights.pinch_joints * sum(hand.present[p] for p in keypoints.TIPS)
 
 
 def aims(hand, weights, target_Px3, seen_P, scale) -> Aims:

@@ -60,7 +60,7 @@ def retarget(
   scale: robot's size over the human's, estimated from the keypoints where None. max_jerk: the mean of |jerk| in rad/s^3 that a quick
   person, a noisy tracker or a hand of few joints may reach; beyond it the recording is solved again, smoother, at most three times.
   fine: every frame is free (else every second), and rounds go on until the tips gain nothing: some thirty times the time. None: for a robot
-  so large that it does not pinch (`Weights.pinch_scale`): much is out of its reach, and tips are all that is left to get right.
+  that does not pinch (`Weights.pinch_scale`, `pinch_joints`): much is out of its reach, and tips are all that is left to get right.
   out: (joints [F, J], residual [F]) float32 to write into, as memory maps for a recording that does not fit.
   """
   source = alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale)
@@ -77,7 +77,7 @@ def follow(source, weights=DEFAULT, *, rate_hz=30.0, max_gap_s=MAX_GAP_S, max_je
   hand, frames = source.hand, len(source)
   joints_FxJ, residual_m_F = out or (np.zeros((frames, hand.num_joints), np.float32), np.zeros(frames, np.float32))
   valid_F = np.zeros(frames, bool)
-  pinches = not source.scale > weights.pinch_scale  # NaN: no valid frame
+  pinches = costs.pinches(hand, weights, source.scale)
   effort = rounds.COARSE if (pinches if fine is None else not fine) else rounds.FINE
   weights, least = rounds.prepared(weights, effort, DEFAULT.jerk, pinches)
   smooth, error = least, np.inf

@@ -12,7 +12,9 @@ import pytest
 from egoscale_jax.hands import costs, hand, keypoints, kinematics
 from egoscale_jax.hands.costs import Weights
 
-ALL = dataclasses.replace(Weights(), knuckle=0.3, bone=0.5, direction=0.4, rest=0.1)  # every cost, and none too faint to be seen
+ALL = dataclasses.replace(
+  Weights(pinch_joints=0), knuckle=0.3, bone=0.5, direction=0.4, rest=0.1
+)  # every cost, and none too faint to be seen
 
 
 @functools.cache
@@ -149,6 +151,16 @@ def test_a_weight_of_zero_and_a_keypoint_that_is_absent_give_no_row():
     tips = [p for p in keypoints.TIPS if model.present[p]]
     assert [row.end for row in rows if row.cost == "tip"] == tips
     assert [(row.end, row.start) for row in rows if row.cost == "pinch"] == [(tips[0], p) for p in tips[1:]]
+
+
+def test_a_hand_of_few_joints_or_too_large_does_not_pinch():
+  can = {name: costs.pinches(load(name), Weights(), 1.0) for name in ("sharpa_wave", "shadow", "allegro", "dex3", "inspire")}
+  assert can == {"sharpa_wave": True, "shadow": True, "allegro": True, "dex3": False, "inspire": False}
+  assert costs.pinches(load("allegro"), Weights(), float("nan"))  # no frame told its scale
+  assert not costs.pinches(load("allegro"), Weights(), 1.6)
+  for name, pinches in can.items():
+    assert any(row.cost == "pinch" for row in costs.rows(load(name), Weights())) == pinches
+  assert costs.pinches(load("dex3"), Weights(pinch_joints=2), 1.0)
 
 
 def test_a_pinch_weighs_more_and_asks_for_touch_as_the_fingers_close():
