@@ -29,13 +29,16 @@ def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
   pose_Bx2x3xTx4[..., 3] -= start_Bx2x4x4[:, :, :3, None, 3]
   relative = start_Bx2x4x4[..., :3, :3].swapaxes(-1, -2) @ pose_Bx2x3xTx4.reshape(rows, 2, 3, steps * 4)
   relative_BxTx2x3x4 = relative.reshape(rows, 2, 3, steps, 4).transpose(0, 3, 1, 2, 4)
-  rot6d = relative_BxTx2x3x4[..., :2, :3].reshape(rows, steps, 2, 6)  # geometry.so3_to_rot6d
-  wrist_BxTx2x9 = np.concatenate([relative_BxTx2x3x4[..., 3], rot6d], axis=-1)
-  hand_BxTx2xD = np.concatenate([wrist_BxTx2x9, joints_BxTx2xJ[:, 1:]], axis=-1)
-  mask = (valid_BxTx2[:, 1:] & valid_BxTx2[:, :1])[..., None] & np.isfinite(hand_BxTx2xD)
-  if not mask.all():
+  hand_BxTx2xD = np.empty((rows, steps, 2, WRIST_DIM + joints_BxTx2xJ.shape[-1]), np.float32)
+  hand_BxTx2xD[..., :3] = relative_BxTx2x3x4[..., 3]
+  hand_BxTx2xD[..., 3:6], hand_BxTx2xD[..., 6:9] = relative_BxTx2x3x4[..., 0, :3], relative_BxTx2x3x4[..., 1, :3]  # geometry.so3_to_rot6d
+  hand_BxTx2xD[..., WRIST_DIM:] = joints_BxTx2xJ[:, 1:]
+  mask_BxTx2x1 = (valid_BxTx2[:, 1:] & valid_BxTx2[:, :1])[..., None]
+  whole = np.isfinite(hand_BxTx2xD.sum(dtype=np.float64))  # one NaN anywhere, and the sum is one
+  mask = np.broadcast_to(mask_BxTx2x1, hand_BxTx2xD.shape) if whole else mask_BxTx2x1 & np.isfinite(hand_BxTx2xD)
+  if not (mask_BxTx2x1.all() if whole else mask.all()):
     hand_BxTx2xD[~mask] = np.nan
-  return hand_BxTx2xD.astype(np.float32, copy=False).reshape(rows, steps, -1), mask.reshape(rows, steps, -1)
+  return hand_BxTx2xD.reshape(rows, steps, -1), mask.reshape(rows, steps, -1)
 
 
 def make_chunk(T_world_wrist_Fx2x4x4, joints_Fx2xJ, valid_Fx2, start: int, horizon: int, stride: int = 1):

@@ -12,6 +12,7 @@ from egoscale_jax.data import actions, clips, statistics, tokenizer, transforms
 from egoscale_jax.data.spec import Batch
 from egoscale_jax.errors import UserError
 
+_TOGETHER = 64  # rows whose chunks are made at once: what lies between stays in the processor's cache, and needs no fresh pages
 FIRST = "ego"  # of config.data.cameras: the first camera of an episode, whatever it is called
 
 
@@ -127,10 +128,16 @@ class Assembler:
       batch.embodiment_B[row] = self.slot(window.clip.embodiment)
     for number in np.unique(batch.embodiment_B):
       rows = np.flatnonzero(batch.embodiment_B == number)
-      self._fill_actions(batch, rows, [windows[row] for row in rows], self.slots[int(number)])
+      for first in range(0, len(rows), _TOGETHER):
+        part = rows[first : first + _TOGETHER]
+        # Rows that follow each other are a slice: a plain copy.
+        where = slice(part[0], part[-1] + 1) if part[-1] - part[0] == len(part) - 1 else part
+        self._fill_actions(batch, where, [windows[row] for row in part], self.slots[int(number)])
+        if self.data.human_state:
+          self._fill_state(batch, part, [windows[row] for row in part], self.slots[int(number)])
     return batch
 
-  def _fill_actions(self, batch, rows, windows, slot):
+  def _fill_actions(self, batch, where, windows, slot):
     """Rows of one hand."""
     d, m = self.data, self.model
     wrist, joints, valid, residual = gather(windows, m.horizon, d.stride)
@@ -138,17 +145,13 @@ class Assembler:
     action = slot.normalizer.normalize(action)
     if not mask.all():
       action[~mask] = 0.0  # zero is read nowhere: the mask says so, and a test poisons it
-    weight = actions.label_weights(residual[:, 1:], joints.shape[-1], d.residual_soft_m) if d.residual_soft_m else 1.0
-    where = slice(None) if len(rows) == len(batch.position_B) else rows  # all of them: a plain copy
-    for array, values, padding in (
-      (batch.action_BxTxA, action, 0.0),
-      (batch.action_mask_BxTxA, mask, False),
-      (batch.action_weight_BxTxA, weight, 1.0),
-    ):
+    for array, values, padding in ((batch.action_BxTxA, action, 0.0), (batch.action_mask_BxTxA, mask, False)):
       array[where, :, : slot.width] = values
       array[where, :, slot.width :] = padding
-    if d.human_state:
-      self._fill_state(batch, rows, windows, slot)
+    batch.action_weight_BxTxA[where] = 1.0
+    if d.residual_soft_m:
+      weight = actions.label_weights(residual[:, 1:], joints.shape[-1], d.residual_soft_m)
+      batch.action_weight_BxTxA[where, :, : slot.width] = weight
 
   def _fill_state(self, batch, rows, windows, slot):
     """Human video has no proprioception (paper section 2.3), unless config.data.human_state."""
