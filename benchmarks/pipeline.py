@@ -99,7 +99,7 @@ def speed(folder, examples, rounds=5):
   """
   config = make_config(folder, batch_size=256, steps=10**9, **{"data.prefetch_bytes": 2**28})
   batches = open_batches(config)
-  for _ in range(140):  # until every row has changed all its records once
+  for _ in range(200):  # until every row has changed all its records once
     next(batches)
   rates, episodes, steps = [], [], max(examples // 256 // rounds, 1)
   for _ in range(rounds):

@@ -3,7 +3,6 @@
 The bytes are those of TFDS (a tf.train.Example), which writes them; the reader is ours, because it is on the way of every batch.
 """
 
-import contextlib
 import dataclasses
 import functools
 import io
@@ -62,10 +61,12 @@ class Clip:
       return self.decoded[camera][image]
     data = self.picture(camera * self.num_images + image)
     if out_YxXx3 is not None:
-      with contextlib.suppress(ValueError):  # larger than `out`, or damaged: then it raises again below
-        # The header is not read beforehand: that costs 3 % of decoding the picture. A smaller one may now be in a part of `out`.
+      # The header is not read beforehand: that costs 3 % of decoding the picture. A smaller one may then be in a part of `out`.
+      try:
         if simplejpeg.decode_jpeg(data, "RGB", buffer=out_YxXx3).shape == out_YxXx3.shape:
           return out_YxXx3
+      except ValueError:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")  # larger than `out`, or damaged: then it raises once more
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
   def jpeg(self, image: int, camera: int = 0) -> bytes:
