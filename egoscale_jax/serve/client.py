@@ -1,5 +1,6 @@
 """A client of `egoscale serve` without JAX: numpy, msgpack and websockets are all it needs."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -26,7 +27,9 @@ class Client:
     headers = {"Authorization": f"Bearer {token}"} if token else None
     more = {"ssl": ssl} if ssl is not None else {}
     self._timeout_s = timeout_s
-    self._connection = websockets_client.connect(address, additional_headers=headers, compression=None, max_size=2**26, **more)
+    self._open = contextlib.ExitStack()
+    connecting = websockets_client.connect(address, additional_headers=headers, compression=None, max_size=2**26, **more)
+    self._connection = self._open.enter_context(connecting)
     self.metadata = self._receive()
     self._last = None
 
@@ -37,7 +40,7 @@ class Client:
     self.close()
 
   def close(self):
-    self._connection.close()
+    self._open.close()
 
   def act(
     self, images: dict, prompt: str, wrist_2x4x4, joints_2xJ, camera_4x4=None, *, executed=None, frozen=0, ramp=0, time_s=0.0, seed=0

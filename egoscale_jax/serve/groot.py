@@ -63,7 +63,7 @@ class Endpoint:
 
   async def close(self):
     """Answers what has been accepted."""
-    if self._tasks:
+    while self._tasks:
       await asyncio.wait(self._tasks)
     self._context.destroy(linger=1000)
 

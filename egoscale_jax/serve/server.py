@@ -1,6 +1,7 @@
 """`egoscale serve`: opens the policy, compiles, listens, and on SIGTERM answers what is under way and ends."""
 
 import asyncio
+import contextlib
 import dataclasses
 import signal
 
@@ -40,6 +41,14 @@ class Settings:
         raise UserError(f"--{name.replace('_', '-')}: found {getattr(self, name)}, expected at least 1")
     if not (0 <= self.deadline_ms <= 1000 and 0 <= self.drain_s <= 3600):
       raise UserError(f"--deadline-ms, --drain-s: found {self.deadline_ms}, {self.drain_s}, expected 0 to 1000 and 0 to 3600")
+    self.token()
+    self.tls()
+
+  def token(self) -> bytes | None:
+    return guard.read_token(self.token_file) if self.token_file else None
+
+  def tls(self):
+    return guard.tls(self.tls_cert, self.tls_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,32 +79,41 @@ def open_robot(workdir, embodiment: str = "", rate_hz: float = 30.0, limits: str
 async def serve(robot: Robot, settings: Settings, stop: asyncio.Event, ready):
   """Until `stop` is set and what was accepted is answered. ready: called with the Address when the first program is compiled."""
   settings.check()
-  token = guard.read_token(settings.token_file) if settings.token_file else None
-  tls = guard.tls(settings.tls_cert, settings.tls_key)
+  token, tls = settings.token(), settings.tls()
   service, rate = Service(robot, settings.batch, settings.deadline_ms / 1e3, settings.queue), guard.Rate(settings.rate_limit)
   await service.warm(1)
   endpoint = websocket.Endpoint(service, token=token, rate=rate, origins=settings.origins, connections=settings.connections)
-  try:
-    server = await endpoint.listen(settings.host, settings.port, tls=tls, max_bytes=settings.max_bytes)
-  except OSError as error:
-    raise UserError(f"--port={settings.port}: cannot be listened on at {settings.host}: {error.strerror}") from error
-  other = groot.Endpoint(service, token=token, rate=rate, kill=stop.set) if settings.zmq_port is not None else None
-  zmq_port = other.bind(settings.host, settings.zmq_port, settings.max_bytes) if other else None
-  tasks = [asyncio.create_task(service.batcher.work()), *([asyncio.create_task(other.serve())] if other else [])]
-  warming = asyncio.create_task(service.warm_all())
-  ready(Address(server.sockets[0].getsockname()[1], zmq_port))
-  try:
-    await _until(stop, [*tasks, warming])
-  finally:
-    service.draining = True
-    await _drain(service, settings.drain_s)
-    server.close(reason="the server is shutting down")
-    await server.wait_closed()
-    if other:
-      await other.close()
-    for task in (*tasks, warming):
-      task.cancel()
-    await asyncio.gather(*tasks, warming, return_exceptions=True)
+  async with contextlib.AsyncExitStack() as closing:  # in the opposite order: websockets, ZMQ, then what answers them
+    tasks = [asyncio.create_task(service.batcher.work()), asyncio.create_task(service.warm_all())]
+    closing.push_async_callback(_cancel, tasks)
+    zmq_port = None
+    if settings.zmq_port is not None:
+      other = groot.Endpoint(service, token=token, rate=rate, kill=stop.set)
+      closing.push_async_callback(other.close)
+      zmq_port = other.bind(settings.host, settings.zmq_port, settings.max_bytes)
+      tasks.append(asyncio.create_task(other.serve()))
+    try:
+      server = await endpoint.listen(settings.host, settings.port, tls=tls, max_bytes=settings.max_bytes)
+    except OSError as error:
+      raise UserError(f"--port={settings.port}: cannot be listened on at {settings.host}: {error.strerror}") from error
+    closing.push_async_callback(_close, server)
+    ready(Address(server.sockets[0].getsockname()[1], zmq_port))
+    try:
+      await _until(stop, tasks)
+    finally:
+      service.draining = True
+      await _drain(service, settings.drain_s)
+
+
+async def _close(server):
+  server.close(reason="the server is shutting down")
+  await server.wait_closed()
+
+
+async def _cancel(tasks):
+  for task in tasks:
+    task.cancel()
+  await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _until(stop, tasks):

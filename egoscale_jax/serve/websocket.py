@@ -37,6 +37,7 @@ class Endpoint:
       compression=None,  # pictures do not shrink, and a small message could grow without bound
       ping_interval=ping_s,
       ping_timeout=ping_s,
+      close_timeout=ping_s / 2,
       server_header=None,
     )
 
