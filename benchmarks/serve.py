@@ -120,7 +120,7 @@ def overhead(workdir, robot):
 
 async def ask_for(address, packed, wanted, until, counts):
   """One client, one request after the other; wanted: joints of the bare policy for this client."""
-  async with asyncio_client.connect(address, compression=None, max_size=None) as connection:
+  async with asyncio_client.connect(address, compression=None, max_size=None, open_timeout=None, ping_interval=None) as connection:
     await connection.recv()
     while time.perf_counter() < until:
       counts["asked"] += 1
@@ -159,7 +159,7 @@ def throughput(workdir, robot, clients, seconds):
   rates = {}
   for batch in (1, clients):
     with serving(workdir, f"--batch={batch}") as (address, _):
-      wait_until_warm(address, robot, batch)
+      wait_until_warm(address, batch)
       counts, _ = asyncio.run(load(address, robot, clients, seconds))
     rates[batch] = counts["answered"] / seconds
     mean = counts["rows"] / max(counts["answered"], 1)
@@ -167,18 +167,15 @@ def throughput(workdir, robot, clients, seconds):
   print(f"batched over unbatched: {rates[clients] / rates[1]:.2f} x")
 
 
-def wait_until_warm(address, robot, batch):
-  """Sizes are compiled while the server serves: until as many as will be asked for share a call."""
-  for _ in range(200):
-    counts, _ = asyncio.run(load(address, robot, batch, 1.0))
-    if counts["rows"] > 0.5 * batch * counts["answered"]:
-      return
-  sys.exit("the server never made full batches")
+def wait_until_warm(address, batch):
+  """Sizes are compiled while the server serves."""
+  while metric(address, "egoscale_compiled_rows") < batch:
+    time.sleep(0.5)
 
 
 def soak(workdir, robot, clients, seconds):
   with serving(workdir, f"--batch={clients}") as (address, _):
-    wait_until_warm(address, robot, clients)
+    wait_until_warm(address, clients)
     counts, samples = asyncio.run(load(address, robot, clients, seconds))
     failed = metric(address, "egoscale_failed_total")
   lost = counts["asked"] - counts["answered"] - counts["refused"]

@@ -71,7 +71,7 @@ class Endpoint:
     try:
       reply = await self._reply(client.bytes, frame.get("Peer-Address"), frame.bytes)
     except UserError as error:
-      reply = {"error": str(error)}
+      reply = {"error": wire.line(error)}
     except Exception:  # one request, not the server
       reply = {"error": self._service.failure()}
     await self._socket.send_multipart([client.bytes, b"", wire.pack_npy(reply)])
@@ -198,7 +198,8 @@ def _array(where, value, dtype, rows, shape):
 
 def _pose(where, numbers_9):
   """xyz and two rows -> [4, 4]; the rows must be a rotation's, for Gram-Schmidt would make one of anything."""
-  numbers_9 = numbers_9.astype(np.float64)
+  with np.errstate(invalid="ignore"):  # NaN with a signal: refused below
+    numbers_9 = numbers_9.astype(np.float64)
   rows = numbers_9[3:].reshape(2, 3)
   if not np.abs(rows @ rows.T - np.eye(2)).max() < 1e-3:  # of NaN it is not
     raise UserError(f"{where}: found {np.round(numbers_9, 3).tolist()}, expected finite xyz and the first two rows of a rotation")

@@ -18,6 +18,7 @@ class Metrics:
     self.failed = counter("egoscale_failed", "Requests that met a bug of the server's.", **more)
     self.seconds = histogram("egoscale_seconds", "Time of a request, by stage.", ["stage"], buckets=_SECONDS, **more)
     self.rows = histogram("egoscale_batch_rows", "Requests that shared a call of the model.", buckets=(1, 2, 4, 8, 16, 32, 64), **more)
+    self.compiled = prometheus.Gauge("egoscale_compiled_rows", "The largest batch whose program is there.", **more)
     self.in_flight = prometheus.Gauge("egoscale_in_flight", "Requests that are accepted and not answered.", **more)
     self.connections = prometheus.Gauge("egoscale_connections", "Open websockets.", **more)
     for reason in REASONS:  # so that they are there before the first

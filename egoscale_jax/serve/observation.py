@@ -144,7 +144,8 @@ def _array(field, value):
   fits = shape is not None and len(shape) == len(field.shape) and all(isinstance(n, str) or n == m for n, m in zip(field.shape, shape))
   if not fits or value.dtype.name not in field.kind:
     raise UserError(f"{field.name}: found {_told(value)}, expected {' or '.join(field.kind)} [{', '.join(map(str, field.shape))}]")
-  array = value.astype(np.float64)
+  with np.errstate(invalid="ignore"):  # NaN with a signal: refused below
+    array = value.astype(np.float64)
   good = np.abs(array) <= LARGEST  # of NaN it is not
   if not good.all():
     at = np.argwhere(~good)[0].tolist()

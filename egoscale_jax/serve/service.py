@@ -91,16 +91,13 @@ class Service:
     row = self.robot.policy.row(dataclasses.replace(blank, embodiment=self.robot.embodiment))
     await asyncio.to_thread(self.robot.policy.sample, [row], size)  # not in the device's thread: it serves while others are compiled
     self.batcher.sizes = (*self.batcher.sizes, size)
+    self.metrics.compiled.set(size)
 
   async def warm_all(self):
     """The rest of the sizes, while the first one serves."""
     for size in self._sizes:
       if size not in self.batcher.sizes:
         await self.warm(size)
-
-  @property
-  def is_warm(self) -> bool:
-    return self.batcher.sizes == self._sizes
 
   def _blank_state(self):
     return np.zeros(self.robot.slot.width, np.float32) if self.robot.policy.config.data.human_state else None
@@ -140,7 +137,10 @@ class Service:
 
   async def _answer(self, client, values):
     start = time.perf_counter()
-    seen, request, row = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, values)
+    if self.in_flight == 1:  # nobody else is kept waiting, and going to a thread and back costs 0.5 ms of 1.0
+      seen, request, row = self._prepare(values)
+    else:
+      seen, request, row = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, values)
     prepared = time.perf_counter()
     sampled = await self.batcher.sample(client, row)
     answer = self._finish(seen, self.robot.policy.chunk(request, sampled.value))

@@ -93,7 +93,7 @@ class Endpoint:
         raise
       return wire.pack_openpi(await self._service.answer(connection, PROTOCOL, values))
     except UserError as error:
-      return str(error)
+      return wire.line(error)
     except Exception:  # one request, not the server
       return self._service.failure()
 

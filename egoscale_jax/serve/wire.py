@@ -102,7 +102,8 @@ def _openpi_scalar(found):
   if not isinstance(value, bool | int | float):
     raise UserError(f"message: found a scalar {_short(value)}, expected a number")
   try:
-    return dtype.type(value)
+    with np.errstate(over="ignore"):  # to infinity, which the field that it is for will refuse
+      return dtype.type(value)
   except OverflowError as error:
     raise UserError(f"message: found a scalar {_short(value)}, expected one that fits {dtype}") from error
 
@@ -115,6 +116,11 @@ def _npy_array(found):
     raise UserError("message: found an array that is no .npy, expected what np.save writes of numbers")
   shape = [int(n) for n in match[4].split(b",") if n.strip()]
   return _checked(data[match.end() :], _dtype(match[2].decode()), shape, "F" if match[3] == b"True" else "C")
+
+
+def line(error: UserError) -> str:
+  """What a client is told: one line, whatever names of its own are quoted in it."""
+  return "".join(c if c.isprintable() else "?" for c in str(error))[:1000]
 
 
 def pack_openpi(value) -> bytes:

@@ -32,7 +32,7 @@ def client(served):
   """-> call(endpoint, data, **more of the request)."""
   with zmq.Context() as context, context.socket(zmq.REQ) as socket:
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVTIMEO, 60_000)
+    socket.setsockopt(zmq.RCVTIMEO, 300_000)
     socket.connect(f"tcp://127.0.0.1:{served.address.zmq_port}")
 
     def call(endpoint, data=None, **more):

@@ -103,6 +103,10 @@ REFUSED = {
   "dtype": (values(**{"state/joints": np.zeros((2, 3), np.int32)}), r"state/joints: found int32 \[2, 3\]"),
   "list": (values(**{"state/joints": [[0.0] * 3] * 2}), "state/joints: found list"),
   "NaN": (values(**{"state/joints": with_nan((2, 3), (1, 2))}), r"state/joints: found nan at \[1, 2\]"),
+  "NaN with a signal": (
+    values(**{"state/joints": np.full(6, 0x7FA00000, np.uint32).view(np.float32).reshape(2, 3)}),
+    "state/joints: found nan",
+  ),
   "infinite": (values(**{"state/joints": np.full((2, 3), np.inf)}), r"state/joints: found inf at \[0, 0\]"),
   "large": (values(**{"state/joints": np.full((2, 3), 1e300)}), r"state/joints: found 1e\+300"),
   "mirror": (values(**{"state/wrist": MIRROR}), "state/wrist: found no pose"),

@@ -174,6 +174,7 @@ def test_a_refused_observation_names_the_field_and_the_connection_lives(served, 
     ({"prompt": "tea " * 200}, "prompt: config.data.text_tokens: found 40"),
   ):
     assert serving.ask(connection, good | more).startswith(told)
+  assert serving.ask(connection, good | {"two\nlines\x1b": 1}).startswith("two?lines?: unknown")
   assert serving.ask(connection, "hello") == "message: found text, expected msgpack"
   assert "levels of nesting" in serving.ask(connection, b"\x91" * 100_000)
   close_to(serving.ask(connection, good), serving.expected(served.robot, good))
