@@ -1,12 +1,14 @@
 """openpi's protocol on a real socket: the answers are the bare policy's, refusals name the field, nothing harms the next client."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import http.client
 import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -251,6 +253,25 @@ def test_tls(tiny_run, tmp_path):
       assert own.metadata["horizon"] == 8
     with pytest.raises((websockets.InvalidMessage, OSError, EOFError)), serving.connect(served.url):
       pass
+
+
+def test_what_is_under_way_is_answered_before_the_server_ends(tiny_run, monkeypatch):
+  robot = serving.robot(tiny_run)
+  asked, sample = threading.Event(), robot.policy.sample
+
+  def slow(rows, size):
+    asked.set()
+    time.sleep(0.5)
+    return sample(rows, size)
+
+  monkeypatch.setattr(robot.policy, "sample", slow)
+  with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as client_side:
+    with serving.running(robot, batch=1) as served:
+      asked.clear()
+      connection = client_side.enter_context(serving.connect(served.url))
+      answer = pool.submit(serving.ask, connection, serving.observation(robot))
+      assert asked.wait(60)
+    assert "actions" in answer.result(60)
 
 
 def raw(served):
