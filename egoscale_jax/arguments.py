@@ -143,6 +143,32 @@ def parser(functions):
   sub.add_argument("--workdir", required=True, metavar="DIR", help="a work directory of `egoscale train`")
   sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help + " (its validation and data.shards are used)")
 
+  sub = verb("serve", "A policy server for robots: openpi's and GR00T's clients.", "egoscale serve --checkpoint=runs/quickstart")
+  sub.add_argument("--checkpoint", required=True, metavar="DIR", help="a work directory of `egoscale train` or `egoscale convert`")
+  sub.add_argument("--embodiment", default="", metavar="NAME", help="which, if the policy knows several")
+  sub.add_argument("--rate", type=float, default=30.0, metavar="HZ", help="frames a second of what it learned from (default 30)")
+  sub.add_argument(
+    "--limits", default="", metavar="FILE", help="ranges and speeds of the joints, in place of the hand's own (docs/serve.md)"
+  )
+  sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at (default 127.0.0.1; 0.0.0.0: all)")
+  sub.add_argument(
+    "--port", type=int, default=8000, metavar="N", help="openpi's websocket, /healthz, /metrics (default 8000; 0: a free one)"
+  )
+  sub.add_argument("--zmq-port", type=int, metavar="N", help="GR00T's protocol too, as on 5555 (default: no)")
+  sub.add_argument("--token-file", default="", metavar="FILE", help="one word that clients must know")
+  sub.add_argument("--tls-cert", default="", metavar="FILE", help="PEM; the websocket is wss then")
+  sub.add_argument("--tls-key", default="", metavar="FILE", help="PEM")
+  sub.add_argument(
+    "--origin", action="append", default=[], metavar="URL", help="a web page's that may connect; again for more (default: none)"
+  )
+  sub.add_argument("--batch", type=int, default=64, metavar="N", help="most requests that share a call of the model (default 64; 1: none)")
+  sub.add_argument("--deadline-ms", type=float, default=5.0, metavar="MS", help="longest that a request waits for others (default 5)")
+  sub.add_argument("--max-bytes", type=int, default=2**24, metavar="N", help="of a message (default 16 MiB)")
+  sub.add_argument("--rate-limit", type=float, default=1000.0, metavar="N", help="requests a second from one address (default 1000)")
+  sub.add_argument("--connections", type=int, default=256, metavar="N", help="websockets at once (default 256)")
+  sub.add_argument("--queue", type=int, default=256, metavar="N", help="requests at once; more are told to try again (default 256)")
+  sub.add_argument("--drain-s", type=float, default=30.0, metavar="S", help="longest wait for answers under way after SIGTERM (default 30)")
+
   sub = verb(
     "view",
     "Frames with projected keypoints; with --workdir the true and the predicted chunks too; human and robot hand of a result.",

@@ -1,5 +1,6 @@
 """The command line: `egoscale VERB ...`, also `python -m egoscale_jax.cli VERB ...`. A user's mistake is one line and exit code 1."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -147,6 +148,17 @@ def evaluate(arguments):
   print(f"wrote {output} and {output.with_suffix('.png')}")
 
 
+def serve(arguments):
+  try:
+    from egoscale_jax.serve import server
+  except ModuleNotFoundError as error:
+    raise UserError(f"{error.name}: not installed, expected pip install 'egoscale_jax[serve]'") from error
+
+  network = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(server.Settings) if field.name != "origins"}
+  settings = server.Settings(**network, origins=tuple(arguments.origin))
+  server.run(arguments.checkpoint, settings, arguments.embodiment, arguments.rate, arguments.limits)
+
+
 def view(arguments):
   if pathlib.Path(arguments.input).suffix == ".npz" and not arguments.source:
     from egoscale_jax.view import hands
@@ -169,7 +181,7 @@ def report(arguments):
   print(f"wrote {arguments.output}")
 
 
-VERBS = (simulate, doctor, prepare, export, retarget, train, plan, convert, evaluate, view, report)
+VERBS = (simulate, doctor, prepare, export, retarget, train, plan, convert, evaluate, serve, view, report)
 
 
 def main(argv=None):

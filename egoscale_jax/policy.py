@@ -66,11 +66,14 @@ class Policy:
 
   def many(self, requests: list[Request]) -> list[Chunk]:
     """Several requests in one call of the model; another number of them is another program, compiled when it is first met."""
-    rows = [self._row(request) for request in requests]
-    batch, known, keep = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
-    seeds = np.asarray([request.seed for request in requests], np.uint32)
-    sampled = np.asarray(self._sample(self.params, batch, seeds, known, keep))
-    return [self._chunk(request, action_TxA) for request, action_TxA in zip(requests, sampled)]
+    sampled = self.sample([self.row(request) for request in requests])
+    return [self.chunk(request, action_TxA) for request, action_TxA in zip(requests, sampled)]
+
+  def sample(self, rows, size=None):
+    """Rows of `row` -> actions [B, T, A], normalised, once the device has them; size: of the program, filled up with the first row."""
+    filled = [*rows, *rows[:1] * ((size or len(rows)) - len(rows))]
+    arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+    return np.asarray(self._sample(self.params, *arrays))[: len(rows)]
 
   def slot(self, embodiment) -> examples.Slot:
     """The hand and the normaliser of an embodiment."""
@@ -78,7 +81,8 @@ class Policy:
       raise UserError(f"embodiment: found {embodiment!r}, expected one of {sorted(self.config.data.slots)}")
     return self._assembler.slots[self._assembler.slot(embodiment)]
 
-  def _chunk(self, request, action_TxA):
+  def chunk(self, request, action_TxA) -> Chunk:
+    """A row of `sample` in metres and radians."""
     slot = self.slot(request.embodiment)
     names = slot.statistics.joint_names
     pose, joints = actions.split_chunk(slot.normalizer.denormalize(action_TxA[:, : slot.width]), len(names))
@@ -97,8 +101,8 @@ class Policy:
     if state is not None and not np.all(np.isfinite(state)):
       raise UserError("state: found values that are not finite: a hand is missing")
 
-  def _row(self, request):
-    """-> (Batch without its first axis, known [T, A], keep [T])."""
+  def row(self, request: Request):
+    """What `sample` takes of a request: (Batch without its first axis, seed, known [T, A], keep [T]); safe for threads."""
     c, m, slot = self.config, self.config.model, self.slot(request.embodiment)
     self._check(request, slot.width)
     token, token_mask = self.run.prompt(request.text)
@@ -119,7 +123,7 @@ class Policy:
       embodiment_B=np.asarray(c.data.slots[request.embodiment], np.int32),
       position_B=np.zeros((), np.int32),
     )
-    return batch, *self._known(request.executing, slot)
+    return batch, np.asarray(request.seed, np.uint32), *self._known(request.executing, slot)
 
   def _known(self, executing, slot):
     """What is being executed, normalised and padded -> known [T, A], keep [T]: 1 for frozen steps, then falling over the ramp to 0."""

@@ -25,6 +25,7 @@ ROOMS = (
   "evaluate",
   "train",
   "policy",
+  "serve",
   "view",
   "config",
   "arguments",
