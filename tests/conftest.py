@@ -31,8 +31,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data")]  # helpers: t
 # The files that take longest, in this order, so that no process is left alone with one of them at the end; a file that is not here comes
 # after them. Those of `shards` come first of all: they compile retargeting, which the other process then finds in the cache.
 LONGEST = (
-  *("shards", "tests/train/test_sharding.py", "tests/models/test_vla.py", "tests/hands/test_retarget.py", "tests/hands/test_kinematics.py"),
-  *("tests/train/test_step.py", "tests/hands/test_solver.py", "tests/hands/test_costs.py", "tests/data/test_prepare.py"),
+  *("shards", "tests/train/test_step.py", "tests/train/test_sharding.py", "tests/data/test_builder.py", "tests/data/test_prepare.py"),
+  *("tests/hands/test_retarget.py", "tests/models/test_flops.py", "tests/data/test_statistics.py", "tests/hands/test_kinematics.py"),
+  *("tests/models/test_parity.py", "tests/hands/test_costs.py", "tests/models/test_vla.py", "tests/models/test_backbone.py"),
 )
 
 
