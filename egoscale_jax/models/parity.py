@@ -55,13 +55,18 @@ def _check_images(io, config, path):
     raise UserError(f"{path}: in_input_ids: found {tokens} image tokens, expected {expected[0] // v.merge**2}, as in_image_grid_thw says")
 
 
+def _see(module, patch, grid):
+  return module.vision(patch, grid)
+
+
 def _vision(model, params, io):
   """Every image by itself, for each may have a grid of its own -> tokens [I, D] and taps [I, D] of all of them in order."""
   tokens, taps, at = [], [], 0
+  see = jax.jit(lambda params, patch, grid: model.apply({"params": params}, patch, grid, method=_see), static_argnums=2)
   for time, rows, cols in io["in_image_grid_thw"].tolist():
     patch = io["in_pixel_values"][None, at : at + time * rows * cols]
     at += time * rows * cols
-    one, several = model.apply({"params": params}, patch, (rows, cols), method=lambda module, *a: module.vision(*a))
+    one, several = see(params, patch, (rows, cols))
     tokens.append(one[0])
     taps.append([tap[0] for tap in several])
   return np.concatenate(tokens), [np.concatenate(tap) for tap in zip(*taps)]
@@ -81,8 +86,9 @@ def _by_example(io, image_token, merge, arrays_IxD):
 
 
 def outputs(model, params, io):
-  """-> {name: array} of all that the fixture has as out_<name>."""
-  c, apply = model.config, lambda method, *a: model.apply({"params": params}, *a, method=method)
+  """-> {name: array} of all that the fixture has as out_<name>. In few programs: one operation at a time compiles four times as long."""
+  c = model.config
+  apply = lambda method, *a: jax.jit(lambda params, *a: model.apply({"params": params}, *a, method=method))(params, *a)  # noqa: E731
   tokens, taps = _vision(model, params, io)
   out = {"vision_embeds": tokens, **{f"deepstack_{i}": tap for i, tap in enumerate(taps)}}
   (image, *tap_rows), grid = _by_example(io, c.image_token, c.vision.merge, [tokens, *taps])
@@ -103,7 +109,8 @@ def outputs(model, params, io):
   error = (out["velocity_pred"] - (io["in_action"] - io["in_noise"])) ** 2
   out["action_loss"] = error * io["in_action_mask"]
   out["loss"] = flow.masked_mean(error, io["in_action_mask"] > 0, jnp.ones_like(error))
-  out["action_pred"] = vla.sample(model, {"params": params}, features, batch, io["in_noise"], c.flow.steps)
+  sample = jax.jit(lambda params, *a: vla.sample(model, {"params": params}, *a, c.flow.steps))
+  out["action_pred"] = sample(params, features, batch, io["in_noise"])
   return out
 
 

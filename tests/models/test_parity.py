@@ -20,8 +20,17 @@ def folder(shared):
 
 
 @pytest.fixture(scope="module")
-def errors(folder):
-  return parity.errors(folder)
+def forward(folder):
+  """-> (the errors, the outputs that they are of)."""
+  made, outputs = [], parity.outputs
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(parity, "outputs", lambda *a: made.append(outputs(*a)) or made[0])
+    return parity.errors(folder), *made
+
+
+@pytest.fixture(scope="module")
+def errors(forward):
+  return forward[0]
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -45,15 +54,15 @@ def test_every_output_of_the_fixture_is_compared(errors):
   assert set(errors) == {*OUTPUTS, "action_pred"}
 
 
-def test_the_sample_is_four_euler_steps_of_the_velocity(folder):
+def test_the_sample_is_four_euler_steps_of_the_velocity(folder, forward):
   """action_pred of the model whose velocity equals the reference's: the loop written out, at t = 0, .25, .5, .75."""
-  model, params, io = parity.load(folder)
-  ours = parity.outputs(model, params, io)
-  features = model.apply({"params": params}, ours["vl_features"], io["in_attention_mask"] > 0, ours["image_mask"], method=vla.VLA.remember)
+  (model, params, io), (_, ours) = parity.load(folder), forward
+  apply = jax.jit(lambda *a, method: model.apply({"params": params}, *a, method=method), static_argnames="method")
+  features = apply(ours["vl_features"], io["in_attention_mask"] > 0, ours["image_mask"], method=vla.VLA.remember)
   batch = vla.blank_batch(model.config, 2, state_BxS=io["in_state"][:, 0], embodiment_B=io["in_embodiment_id"].astype(np.int32))
   x = io["in_noise"]
   for t in (0.0, 0.25, 0.5, 0.75):
-    x = x + 0.25 * model.apply({"params": params}, features, batch, x, np.full(2, t, np.float32), method=vla.VLA.velocity)
+    x = x + 0.25 * apply(features, batch, x, np.full(2, t, np.float32), method=vla.VLA.velocity)
   np.testing.assert_allclose(ours["action_pred"], x, atol=3e-6)
 
 
@@ -63,7 +72,8 @@ def test_bfloat16_velocity_is_within_two_percent(folder):
   assert np.linalg.norm(ours - io["out_velocity_pred"]) <= 0.02 * np.linalg.norm(io["out_velocity_pred"])
 
 
-def test_table_names_the_output_above_its_bar_and_exits_with_one(folder, tmp_path, capsys):
+def test_table_names_the_output_above_its_bar_and_exits_with_one(folder, forward, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(parity, "outputs", lambda *_: forward[1])  # the inputs are the same
   copy = tmp_path / "fixture"
   shutil.copytree(folder, copy, copy_function=shutil.copyfile)
   arrays = dict(np.load(copy / "io.npz"))

@@ -32,6 +32,12 @@ def features(setup):
   return jax.jit(lambda params, batch: setup[1].apply(params, batch, method=vla.VLA.features))
 
 
+@pytest.fixture(scope="module")
+def velocity(setup):
+  """Likewise: (params, Features, batch, x, t) -> velocity."""
+  return jax.jit(lambda params, seen, batch, x, t: setup[1].apply(params, seen, batch, x, t, method=vla.VLA.velocity))
+
+
 def masked_batch(batch):
   """Right hand missing, the last three steps past the end, dims 62.. padding; no state in the odd rows; no image in row 3."""
   action_mask = np.ones(batch.action_mask_BxTxA.shape, bool)
@@ -115,14 +121,13 @@ def test_adapters_of_other_embodiments_get_no_gradient(setup):
       assert not np.any(leaf[1] != 0), adapter
 
 
-def test_sampling_is_euler_over_the_velocity(setup, features):
+def test_sampling_is_euler_over_the_velocity(setup, features, velocity):
   _, model, params, batch, _ = setup
   seen = features(params, batch)
-  velocity = jax.jit(lambda x, t: model.apply(params, seen, batch, x, t, method=vla.VLA.velocity))
   noise = jax.random.normal(jax.random.key(3), batch.action_BxTxA.shape)
   x = noise
   for i in range(4):
-    x = x + velocity(x, jnp.full(len(x), i / 4)) / 4
+    x = x + velocity(params, seen, batch, x, jnp.full(len(x), i / 4)) / 4
   np.testing.assert_allclose(vla.sample(model, params, seen, batch, noise, 4), x, atol=1e-4)
 
 
@@ -180,13 +185,12 @@ def test_an_executed_prefix_is_read_clean_and_not_asked(setup, features, monkeyp
   assert np.isfinite(jax.jit(lambda p: vla.loss(model, p, dataclasses.replace(batch, action_weight_BxTxA=weight), 0, 1))(params))
 
 
-def test_draws_share_the_features_and_are_what_each_is_alone(setup, features):
-  _, model, params, batch, _ = setup
+def test_draws_share_the_features_and_are_what_each_is_alone(setup, features, velocity):
+  _, _, params, batch, _ = setup
   seen = features(params, batch)
   twice = jax.tree.map(lambda a: np.repeat(a, 2, axis=0), dataclasses.replace(batch, image_BxCxYxXx3=None, token_BxL=None))
   x = jax.random.normal(jax.random.key(1), twice.action_BxTxA.shape)
   t = jax.random.uniform(jax.random.key(2), (len(x),))
-  velocity = lambda batch, x, t: model.apply(params, seen, batch, x, t, method=vla.VLA.velocity)  # noqa: E731
-  both = velocity(twice, x, t)
+  both = velocity(params, seen, twice, x, t)
   for draw in (0, 1):
-    np.testing.assert_allclose(both[draw::2], velocity(batch, x[draw::2], t[draw::2]), atol=2e-5)
+    np.testing.assert_allclose(both[draw::2], velocity(params, seen, batch, x[draw::2], t[draw::2]), atol=2e-5)

@@ -59,16 +59,15 @@ def processes(workdir):
   return sorted(found)
 
 
-def test_two_processes_take_the_steps_of_one_and_validate_as_one(shards, tmp_path):
-  fields = {"steps": 4, "checkpoint_every": 2, "validate_every": 4, "validation.episodes": 2}
-  log = tmp_path / "log"
+def test_two_processes_take_the_steps_of_one_and_validate_as_one(shards, tiny_run, tmp_path):
+  """Against `tiny_run`, which one process took."""
+  log, two = tmp_path / "log", {**tiny.RUN, "validation.episodes": tiny.SIZES["validation.episodes"]}
   with open(log, "w") as file:
-    assert one(shards, tmp_path / "one", file, **fields).wait(200) == 0, log.read_text()
-    assert pod(shards, tmp_path / "two", file, devices=1, **fields).wait(200) == 0, log.read_text()
-  want, got = losses(tmp_path / "one"), losses(tmp_path / "two")
-  assert sorted(got) == sorted(want) == [1, 2, 3, 4]
+    assert pod(shards, tmp_path / "two", file, devices=1, **two).wait(200) == 0, log.read_text()
+  want, got = losses(tiny_run), losses(tmp_path / "two")
+  assert sorted(got) == sorted(want) == list(range(1, 25))
   np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-5)
-  figures = [json.loads(metrics.complete_lines(tmp_path / name / "metrics.jsonl")[-1])["validation"] for name in ("one", "two")]
+  figures = [json.loads(metrics.complete_lines(workdir / "metrics.jsonl")[-1])["validation"] for workdir in (tiny_run, tmp_path / "two")]
   assert figures[0]["points"] == figures[1]["points"] > 0
   np.testing.assert_allclose(figures[1]["action_mse"], figures[0]["action_mse"], rtol=1e-4)
   checkpoint.resumable_step(tmp_path / "two")

@@ -72,23 +72,6 @@ def test_norms_and_biases_are_not_decayed():
 NORMALIZER = statistics.Normalizer(np.full(62, -0.5, np.float32), np.full(62, 0.7, np.float32), np.ones(62, bool))
 
 
-def test_errors_in_units_change_no_bit_and_cost_next_to_nothing():
-  config = tiny.config(**{"model.dropout": 0.1}, **tiny.SHALLOW)
-  model, batch = vla.VLA(config.model), tiny.batch(config)
-  action_mask = batch.action_mask_BxTxA.copy()
-  action_mask[..., 62:] = False  # the hand's width
-  batch = dataclasses.replace(batch, action_mask_BxTxA=action_mask)
-  table = units.table({0: NORMALIZER, 1: NORMALIZER}, config.model.expert.embodiments, config.model.action_dim)
-  state = step_lib.init_state(model, config, batch, tiny.params(vla.param_shapes(model)))
-  plain, told = (jax.jit(step_lib.make_train_step(model, config, given)).lower(state, batch).compile() for given in (None, table))
-  (want, few), (got, more) = plain(state, batch), told(state, batch)
-  jax.tree.map(np.testing.assert_array_equal, want, got)  # the optimizer's first moment is the gradient
-  assert {name: more.pop(name) for name in few} == few
-  assert set(more) == set(units.GROUPS)
-  assert all(np.isfinite(value) and value > 0 for value in more.values())
-  assert told.cost_analysis()["flops"] < 1.02 * plain.cost_analysis()["flops"]
-
-
 def test_a_group_without_a_label_is_not_in_the_log(tmp_path):
   config = tiny.config(**tiny.SHALLOW)
   batch, table = tiny.batch(config), units.table({0: NORMALIZER}, config.model.expert.embodiments, config.model.action_dim)
@@ -115,10 +98,17 @@ def test_the_guess_is_one_step_from_where_the_velocity_was_asked(monkeypatch):
   np.testing.assert_allclose(jnp.mean(square[guess.mask_RxTxA]), loss, rtol=1e-4)
 
 
+RATES = (("vision/.*", 0.1), (".*kernel|vision/.*|mixer/.*", 1.0))
+
+
+def step_config(**fields):
+  return tiny.config(**{"model.expert.state_dropout": 0.0, "optim.clip_norm": 1e9, "optim.warmup": 0.0}, **tiny.SHALLOW, **fields)
+
+
 @pytest.fixture(scope="module")
 def steps():
   """-> a batch whose parts have different numbers of labels; a state; a step with a rate for vision, and one in four parts without."""
-  config = tiny.config(**{"model.expert.state_dropout": 0.0, "optim.clip_norm": 1e9, "optim.warmup": 0.0}, **tiny.SHALLOW)
+  config = step_config()
   batch = tiny.batch(config)
   mask = batch.action_mask_BxTxA.copy()
   mask[..., 62:] = False  # the hand's width
@@ -127,11 +117,23 @@ def steps():
   state = step_lib.init_state(model, config, batch, tiny.params(vla.param_shapes(model)))
   state = dataclasses.replace(state, step=jnp.ones((), jnp.int32), opt_state=optax.tree.set(state.opt_state, count=jnp.ones((), jnp.int32)))
   table = units.table({0: NORMALIZER, 1: NORMALIZER}, config.model.expert.embodiments, config.model.action_dim)
-  made = []
-  for fields in ({"optim.rates": (("vision/.*", 0.1), (".*kernel|vision/.*|mixer/.*", 1.0))}, {"accumulate": 4}):
-    changed = tiny.config(**{**{"model.expert.state_dropout": 0.0, "optim.clip_norm": 1e9, "optim.warmup": 0.0}, **tiny.SHALLOW, **fields})
-    made.append(jax.jit(step_lib.make_train_step(model, changed, table)))
-  return dataclasses.replace(batch, action_mask_BxTxA=mask), state, *made
+  batch, made = dataclasses.replace(batch, action_mask_BxTxA=mask), []
+  for fields in ({"optim.rates": RATES}, {"accumulate": 4}):
+    step = jax.jit(step_lib.make_train_step(model, step_config(**fields), table))
+    made.append(step.lower(state, batch).compile())
+  return batch, state, *made
+
+
+def test_errors_in_units_change_no_bit_and_cost_next_to_nothing(steps):
+  batch, state, told, _ = steps
+  model = vla.VLA(step_config().model)
+  plain = jax.jit(step_lib.make_train_step(model, step_config(**{"optim.rates": RATES}))).lower(state, batch).compile()
+  (want, few), (got, more) = plain(state, batch), told(state, batch)
+  jax.tree.map(np.testing.assert_array_equal, want, got)  # the optimizer's first moment is the gradient
+  assert {name: more.pop(name) for name in few} == few
+  assert set(more) == set(units.GROUPS)
+  assert all(np.isfinite(value) and value > 0 for value in more.values())
+  assert told.cost_analysis()["flops"] < 1.02 * plain.cost_analysis()["flops"]
 
 
 def test_parts_of_a_batch_add_up_to_the_whole(steps):
