@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from egoscale_jax import arguments, cli
 
-VERBS = ("simulate", "doctor", "prepare", "export", "retarget", "train", "convert", "evaluate", "view", "report")
+VERBS = ("simulate", "record", "doctor", "prepare", "export", "retarget", "train", "convert", "evaluate", "rollout", "view", "report")
 DEBUG = f"--config={ROOT}/configs/pretrain.py:debug"
 
 

@@ -26,6 +26,7 @@ def build(lay):
   body = lay.table.loose("syringe", props.pose(x, y, HALF + 0.001), barrel)
   plunger = [Shape("cylinder", (0, 0, -0.012), (0.004, 0.012), props.STEEL), Shape("cylinder", (0, 0, 0), (0.011, 0.003), rgb)]
   top = lay.table.body("plunger", props.pose(0, 0, HALF + 0.003 + TRAVEL), plunger, parent=body)
+  top.gravcomp = 1  # MuJoCo's dry friction is soft: under its own weight the plunger sank in 14 s
   slide = top.add_joint(name="plunger", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=(0, 0, -1), frictionloss=1.5)
   slide.limited, slide.range = True, (0.0, TRAVEL)
   lay.table.spec.add_exclude(bodyname1="syringe", bodyname2="plunger")
