@@ -96,6 +96,32 @@ def test_pressing_from_one_side_holds_nothing():
   assert trial.success
 
 
+@pytest.mark.parametrize(
+  ("parts", "turned", "newtons", "holds"),
+  [
+    ((world.THUMB, world.FINGER), 180, 0.1, True),
+    ((world.THUMB, world.FINGER), 120, 0.1, True),
+    ((world.THUMB, world.FINGER), 80, 0.1, False),  # both from one side
+    ((world.THUMB, world.FINGER), 180, 0.0, False),  # near, without pressing
+    ((world.THUMB, world.FINGER), 180, 0.01, False),  # too lightly
+    ((world.THUMB, world.THUMB), 180, 0.1, False),
+    ((world.FINGER, world.FINGER), 180, 0.1, False),
+    ((world.THUMB, 0), 180, 0.1, False),  # against the palm
+  ],
+)
+def test_the_rule_of_grasps(monkeypatch, parts, turned, newtons, holds):
+  trial = start()
+  trial.world.step(trial.world.T_world_wrist_2x4x4, trial.world.joint_targets_2xJ)
+  angle = np.radians([0, turned])
+  normal = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+  planted = np.array([1, 1]), np.array(parts), np.array([0, 0]), normal, np.array([0.1, newtons])
+  monkeypatch.setattr(trial.world, "_contacts", lambda: planted)
+  assert trial.world.data.ncon, "things lie on the table"
+  trial.world._hand[:] = 1  # as if they were hands: with none near, contacts are not looked at
+  trial.world._update_grasps()
+  assert trial.world.held[1] == (trial.world.graspable[0] if holds else None)
+
+
 @pytest.mark.parametrize("body", bodies.BODIES)
 def test_grips_open_by_the_width(body):
   fingers = bodies.fingers(bodies.BODIES[body])

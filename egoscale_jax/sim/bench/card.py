@@ -1,7 +1,6 @@
 """Take the card out of its stand and put it into the holder of the colour that the instruction names; a second holder has another colour.
 
-Rubric: +.3 held, +.3 held clear of the stand, +.1 in a holder, +.3 in the right one, let go of. Through the wrong one success is out of
-reach: a card that was put there stays counted as it is, in no holder but the right one is it `right`.
+Rubric: +.3 held, +.3 held clear of the stand, +.1 in a holder, +.3 in the right one, let go of.
 """
 
 import numpy as np

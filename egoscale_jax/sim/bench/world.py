@@ -51,7 +51,7 @@ class World:
     self.T_world_wrist_2x4x4, self.joint_targets_2xJ = np.array(T_world_wrist_2x4x4, float), np.array(joints_2xJ, float)
     self.data.qpos[self._joints] = self.joint_targets_2xJ
     self.data.ctrl[self._servos] = self.joint_targets_2xJ
-    self._carry(self.T_world_wrist_2x4x4 @ self._T_wrist_base)
+    self.data.qpos[self._carried] = self._places(self.T_world_wrist_2x4x4 @ self._T_wrist_base)
     self._pose_forearms(self.T_world_wrist_2x4x4)
     mujoco.mj_forward(m, self.data)
 
@@ -154,20 +154,21 @@ class World:
     spin = geometry.so3_log(base[:-1, :, :3, :3].swapaxes(-1, -2) @ base[1:, :, :3, :3]) / props.STEP  # of a free joint: in its own frame
     motion = np.concatenate([speed, spin], axis=-1)
     self._pose_forearms(goal)
+    places, targets = self._places(base), before + share[1:, :, None] * (joints - before)
     for s in range(SUBSTEPS):
-      self._carry(base[s])
+      self.data.qpos[self._carried] = places[s]
       self.data.qvel[self._moved] = motion[s]
-      self.data.ctrl[self._servos] = before + share[s + 1] * (joints - before)
+      self.data.ctrl[self._servos] = targets[s]
       mujoco.mj_step(self.model, self.data)
       if s % GRASP_EVERY == GRASP_EVERY - 1:
         self._update_grasps()
     self.T_world_wrist_2x4x4, self.joint_targets_2xJ = goal, joints
-    self._carry(base[-1])
+    self.data.qpos[self._carried] = places[-1]
     mujoco.mj_kinematics(self.model, self.data)
 
-  def _carry(self, T_world_base_2x4x4):
-    self.data.qpos[self._carried[:, :3]] = T_world_base_2x4x4[:, :3, 3]
-    self.data.qpos[self._carried[:, 3:]] = geometry.so3_to_quat(T_world_base_2x4x4[:, :3, :3])
+  def _places(self, T_world_base):
+    """[..., 4, 4] -> [..., 7] of a free joint."""
+    return np.concatenate([T_world_base[..., :3, 3], geometry.so3_to_quat(T_world_base[..., :3, :3])], axis=-1)
 
   def _pose_forearms(self, T_world_wrist_2x4x4):
     for i, side in enumerate(SIDES):
@@ -194,6 +195,8 @@ class World:
     return self._hand[of_hand], self._part[of_hand], self._thing[of_thing], normal, force
 
   def _update_grasps(self):
+    if self.held == [None, None] and not (self._hand[self.data.contact.geom] >= 0).any():
+      return  # no hand is near anything: most of the time
     hand, part, thing, normal, force = self._contacts()
     for i in range(2):
       if self.held[i] is not None:
