@@ -3,6 +3,8 @@
 import argparse
 import os
 
+BODIES = ("sharpa_wave", "dex3", "human")  # of the bench (sim/bench)
+TASKS = "pick_place,card,unscrew,syringe,fork"  # those that are trained; held out: screw_on,drawer; and play
 SOURCES = ("aria", "egodex", "egoverse", "landmarks", "lerobot", "openego", "rlds", "simulated", "vitra")  # the readers of data/sources
 
 
@@ -36,6 +38,47 @@ def parser(functions):
   sub.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same recordings (default 0)")
   sub.add_argument("--image_size", type=int, default=96, metavar="PIXELS", help="side of the square frames (default 96)")
   sub.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")
+
+  def bench(sub, split):
+    sub.add_argument("--body", default="sharpa_wave", choices=BODIES, help="who acts (default sharpa_wave)")
+    sub.add_argument("--tasks", default=TASKS, metavar="A,B", help=f"default {TASKS}; there are screw_on, drawer, play too")
+    sub.add_argument("--split", default=split, choices=("train", "validation"), help=f"whose people, rooms and things (default {split})")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same scenes (default 0)")
+    sub.add_argument("--image_size", type=int, default=64, metavar="PIXELS", help="side of the square frames (default 64)")
+    sub.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+
+  sub = verb(
+    "record",
+    "Experts on the bench, recorded: EgoDex files of a human (--source=simulated), a LeRobot data set of a robot (--source=lerobot).",
+    "egoscale record --body=human --tasks=pick_place,play --episodes=200 --output=recordings",
+  )
+  bench(sub, "train")
+  sub.add_argument("--episodes", type=int, default=20, metavar="N", help="how many (default 20); the tasks take turns")
+  sub.add_argument("--takes", type=int, default=1, metavar="N", help="so many of each scene and goal, one after the other (default 1)")
+  sub.add_argument(
+    "--aligned", action="store_true", help="a human before the robot's camera; with the same seed, the robot's scenes and goals"
+  )
+  sub.add_argument("--clean", action="store_true", help="a human's labels without the noise of trackers")
+
+  sub = verb(
+    "rollout",
+    "Closed-loop trials on the bench: trials.jsonl, summary.json, videos, and a table.",
+    "egoscale rollout --checkpoint=runs/posttrain --tasks=pick_place,card --trials=50 --seed=0 --output=runs/posttrain/rollout",
+  )
+  who = sub.add_mutually_exclusive_group(required=True)
+  who.add_argument("--checkpoint", metavar="DIR", help="a work directory of `egoscale train`")
+  who.add_argument("--baseline", choices=("hold_still", "expert", "replay"), help="in place of a policy")
+  bench(sub, "validation")
+  sub.add_argument("--trials", type=int, default=50, metavar="N", help="of each task (default 50)")
+  sub.add_argument("--embodiment", default="", metavar="NAME", help="the policy's slot (default: the body's name; human: as a human would)")
+  sub.add_argument("--execute", type=int, default=8, metavar="N", help="steps of each chunk that are carried out (default 8)")
+  sub.add_argument(
+    "--frozen", type=int, default=0, metavar="N", help="real-time chunking: steps of the old chunk that are kept (default 0)"
+  )
+  sub.add_argument(
+    "--ramp", type=int, default=0, metavar="N", help="real-time chunking: further steps that fade to the new one (default 0)"
+  )
 
   sub = verb(
     "doctor", "Check recordings, and list those to leave out.", "egoscale doctor --source=egodex --input=recordings --output=doctor.json"

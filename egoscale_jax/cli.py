@@ -23,6 +23,44 @@ def simulate(arguments):
   print(f"wrote {arguments.episodes} recordings to {arguments.output}")
 
 
+def record(arguments):
+  from egoscale_jax.sim.bench import recorders
+
+  names = tuple(filter(None, arguments.tasks.split(",")))
+  plan = recorders.Plan(
+    arguments.body,
+    names,
+    arguments.split,
+    arguments.seed,
+    arguments.episodes,
+    arguments.takes,
+    arguments.image_size,
+    arguments.aligned,
+    arguments.clean,
+  )
+  written, first, left_out = recorders.record_all(arguments.output, plan, arguments.workers)
+  print(
+    f"wrote {written} recordings to {arguments.output}; the expert's first take succeeded in {first}; left out {left_out} without success"
+  )
+
+
+def rollout(arguments):
+  from egoscale_jax.evaluate import rollout
+
+  names = tuple(filter(None, arguments.tasks.split(",")))
+  settings = rollout.Settings(names, arguments.body, arguments.split, arguments.seed, arguments.trials, arguments.image_size)
+  if arguments.baseline:
+    make_agent = functools.partial(rollout.baseline, arguments.baseline)
+  else:
+    from egoscale_jax import policy
+
+    how = (arguments.execute, arguments.frozen, arguments.ramp)
+    make_agent = functools.partial(policy.agent, arguments.checkpoint, arguments.embodiment or arguments.body, *how)
+  summary = rollout.run(make_agent, settings, arguments.output, arguments.workers)
+  print("\n".join(rollout.table(summary)))
+  print(f"wrote {arguments.output}")
+
+
 def _source(name):
   """The reader of a format; only that one is imported."""
   return importlib.import_module(f"egoscale_jax.data.sources.{name}")
@@ -181,7 +219,7 @@ def report(arguments):
   print(f"wrote {arguments.output}")
 
 
-VERBS = (simulate, doctor, prepare, export, retarget, train, plan, convert, evaluate, serve, view, report)
+VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, convert, evaluate, rollout, serve, view, report)
 
 
 def main(argv=None):

@@ -9,6 +9,7 @@ import numpy as np
 from egoscale_jax import geometry
 from egoscale_jax.data import actions, examples, spec, transforms
 from egoscale_jax.errors import UserError
+from egoscale_jax.evaluate import rollout
 from egoscale_jax.models import augment, flow, vla
 from egoscale_jax.train import run as run_lib
 
@@ -138,6 +139,37 @@ class Policy:
       known[:kept, : slot.width] = slot.normalizer.normalize(action)
       keep[:kept] = np.minimum(1.0, (kept - np.arange(kept)) / (executing.ramp + 1))
     return known, keep
+
+
+class Predictor:
+  """A policy as evaluate/rollout.py asks it. frozen, ramp: steps of real-time chunking, see Executing; both 0: none."""
+
+  def __init__(self, workdir, embodiment, frozen=0, ramp=0):
+    self.policy, self.embodiment, self.frozen, self.ramp = Policy(workdir), embodiment, frozen, ramp
+    cameras = self.policy.config.data.cameras
+    if len(cameras) != 1:
+      raise UserError(f"{workdir}: the policy sees the cameras {tuple(cameras)}, expected one: the bench has the head's")
+    self.joint_names = tuple(self.policy.slot(embodiment).statistics.joint_names)
+
+  def __call__(self, seen, pending):
+    if self.joint_names != seen.joint_names:
+      found = f"{len(self.joint_names)} joints from {self.joint_names[0]}"
+      raise UserError(
+        f"embodiment {self.embodiment}: found {found}, expected the body's {len(seen.joint_names)} from {seen.joint_names[0]}"
+      )
+    executing = None
+    if pending is not None and self.frozen + self.ramp:
+      rest = pending.chunk.rest(pending.done, pending.T_start_now_2x4x4)
+      frozen = min(self.frozen, len(rest.joints_Tx2xJ))
+      executing = Executing(rest, frozen, min(self.ramp, len(rest.joints_Tx2xJ) - frozen))
+    state = seen.state() if self.policy.config.data.human_state else None
+    return self.policy([seen.picture_YxXx3], seen.text, state, self.embodiment, seen.seed, executing)
+
+
+def agent(workdir, embodiment, execute, frozen=0, ramp=0) -> rollout.Chunked:
+  """For rollout.run: execute steps of each chunk, at the rate that the policy was trained at."""
+  predictor = Predictor(workdir, embodiment, frozen, ramp)
+  return rollout.Chunked(predictor, execute, predictor.policy.config.data.stride)
 
 
 def _sample(model, crop, params, batch, seed_B, known_BxTxA, keep_BxT):

@@ -10,7 +10,21 @@ from conftest import ROOT
 
 from egoscale_jax import arguments, cli
 
-VERBS = ("simulate", "doctor", "prepare", "export", "retarget", "train", "convert", "evaluate", "serve", "view", "report")
+VERBS = (
+  "simulate",
+  "record",
+  "doctor",
+  "prepare",
+  "export",
+  "retarget",
+  "train",
+  "convert",
+  "evaluate",
+  "rollout",
+  "serve",
+  "view",
+  "report",
+)
 DEBUG = f"--config={ROOT}/configs/pretrain.py:debug"
 
 

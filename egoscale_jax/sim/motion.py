@@ -60,7 +60,7 @@ def frames_for(start, end, speed, lift=0.0):
   return max(7, round(RATE_HZ * (distance + 0.08 * angle) / speed))
 
 
-def _poses(start, leg, s):
+def poses(start, leg, s):
   """Poses [n, 4, 4] at shares `s` [n] of the leg's way."""
   turn = start[:3, :3].T @ leg.T_world_wrist[:3, :3]
   rotation = start[:3, :3] @ geometry.so3_exp(s[:, None] * geometry.so3_log(turn))
@@ -79,17 +79,17 @@ def play(T_start, joints_start, legs, skip=3):
 
   The first `skip` frames are cut: a minimum-jerk start is so slow that they would show a hand at rest.
   """
-  poses, joints, last = [T_start[None]], [joints_start[None]], {}
+  path, joints, last = [T_start[None]], [joints_start[None]], {}
   frame = 0
   for leg in legs:
     u = np.arange(1, leg.frames + 1) / leg.frames
-    poses.append(_poses(poses[-1][-1], leg, minimum_jerk(u)))
+    path.append(poses(path[-1][-1], leg, minimum_jerk(u)))
     first, end = leg.fingers
     share = minimum_jerk(np.clip((u - first) / (end - first), 0, 1))[:, None]
     joints.append(joints[-1][-1] + share * (leg.joints - joints[-1][-1]))
     frame += leg.frames
     last[leg.name] = frame - skip
-  return np.concatenate(poses)[skip:], np.concatenate(joints)[skip:], last
+  return np.concatenate(path)[skip:], np.concatenate(joints)[skip:], last
 
 
 def sway(rng, frames, amplitudes):

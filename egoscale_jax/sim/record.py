@@ -46,9 +46,9 @@ def film(shot, image_size):
   return np.stack(pictures), np.stack(bodies)
 
 
-def transforms(shot, T_world_body_Fx2x25x4x4):
+def transforms(T_world_camera_Fx4x4, T_world_body_Fx2x25x4x4):
   """-> {EgoDex's name: T_world_local [F, 4, 4] float32}, the world and the axes as on disk."""
-  result = {"camera": T_DISK_SIM @ shot.T_world_camera_Fx4x4}
+  result = {"camera": T_DISK_SIM @ T_world_camera_Fx4x4}
   for i, side in enumerate(SIDES):
     axes = np.eye(4)
     axes[:3, :3] = human.EGODEX_AXES[side]
@@ -79,12 +79,12 @@ def attributes(shot, session):
   }
 
 
-def _write_mp4(path, pictures):
+def write_mp4(path, pictures, rate_hz=motion.RATE_HZ):
   with av.open(str(path), "w", format="mp4") as container:
     # The same pictures must give the same bytes. libx264's vector code reads memory that nobody set and, seldom, decides by it (3 of 18
     # encodings of one clip differed under load, single-threaded too); its plain C code does not, and `superfast` makes that cheap.
     options = {"crf": "16", "preset": "superfast", "threads": "1", "bf": "0", "x264-params": "asm=0:weightp=0"}
-    stream = container.add_stream("libx264", rate=motion.RATE_HZ, options=options)
+    stream = container.add_stream("libx264", rate=rate_hz, options=options)
     stream.height, stream.width = pictures.shape[1:3]
     stream.pix_fmt = "yuv420p"
     stream.gop_size = _KEYFRAMES
@@ -93,13 +93,14 @@ def _write_mp4(path, pictures):
     container.mux(stream.encode())
 
 
-def _write_hdf5(path, intrinsics_3x3, poses, attrs):
+def write_hdf5(path, intrinsics_3x3, poses, attrs, confidences=None):
+  """poses: {name: [F, 4, 4]}; confidences: {name: [F]}, 1 where a name is absent."""
   with h5py.File(path, "w") as file:
     file.create_dataset("camera/intrinsic", data=intrinsics_3x3)
     for name, pose in poses.items():
       file.create_dataset(f"transforms/{name}", data=pose)
       if name != "camera":
-        file.create_dataset(f"confidences/{name}", data=np.ones(len(pose), np.float32))
+        file.create_dataset(f"confidences/{name}", data=(confidences or {}).get(name, np.ones(len(pose), np.float32)))
     for name, value in attrs.items():
       file.attrs[name] = value
 
@@ -111,9 +112,12 @@ def write_episode(directory, seed, index, image_size):
   stem = pathlib.Path(directory) / shot.task / str(index // len(tasks.TASKS))
   stem.parent.mkdir(exist_ok=True)
   writers = {
-    ".mp4": lambda path: _write_mp4(path, pictures),
-    ".hdf5": lambda path: _write_hdf5(
-      path, render.intrinsics(image_size, FOV_DEGREES), transforms(shot, bodies), attributes(shot, f"sim_{seed}_{index:06d}")
+    ".mp4": lambda path: write_mp4(path, pictures),
+    ".hdf5": lambda path: write_hdf5(
+      path,
+      render.intrinsics(image_size, FOV_DEGREES),
+      transforms(shot.T_world_camera_Fx4x4, bodies),
+      attributes(shot, f"sim_{seed}_{index:06d}"),
     ),
   }
   for suffix, write in writers.items():

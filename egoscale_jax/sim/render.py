@@ -36,10 +36,15 @@ def cast(stage, origin, rays_Nx3):
   return geom[:, 0], distance[:, 0], normal.reshape(n, 3)
 
 
-def _wood(base, seed):
+def texture_shape():
+  """Cells along x and y of a texture over the whole table."""
+  return np.ceil(np.subtract(TABLE_HIGH, TABLE_LOW) / _TEXTURE_CELL).astype(int)
+
+
+def wood(base, seed):
   """A texture [Y, X, 3] of boards along x with grain, linear RGB, over the whole table."""
   rng = np.random.default_rng(seed)
-  shape = np.ceil(np.subtract(TABLE_HIGH, TABLE_LOW) / _TEXTURE_CELL).astype(int)
+  shape = texture_shape()
   x, y = np.arange(shape[0]) * _TEXTURE_CELL, (np.arange(shape[1]) * _TEXTURE_CELL)[:, None]
   board = (y / 0.11).astype(int)
   tone, phase = rng.uniform(0.88, 1.06, 32), rng.uniform(0, 7, 32)
@@ -50,13 +55,13 @@ def _wood(base, seed):
 
 
 class Renderer:
-  """Pictures of a Stage, as many as wanted; `frame` for colour, `depth` for what the rays met."""
+  """Pictures of a Stage, as many as wanted; `frame` for colour, `depth` for what the rays met. texture: of the table, in place of wood."""
 
-  def __init__(self, stage, K_3x3, image_size):
+  def __init__(self, stage, K_3x3, image_size, texture=None):
     self.stage, self.size = stage, image_size
     self.lamp = stage.scene.lamp
     self._colours = stage.model.geom_rgba[:, :3].astype(np.float32)
-    self._texture = _wood(stage.scene.table, stage.scene.texture_seed)
+    self._texture = wood(stage.scene.table, stage.scene.texture_seed) if texture is None else texture
     rows, columns = np.mgrid[: image_size[0], : image_size[1]]
     self._pixels = np.stack([columns.ravel() + 0.5, rows.ravel() + 0.5], axis=-1)
     self._part = _parts(stage.model)

@@ -24,7 +24,7 @@ _SRGB = {
   "black": (34, 34, 38),
   "turquoise": (38, 190, 190),
 }
-_TABLES = ((196, 196, 198), (120, 130, 142), (226, 222, 212), (92, 70, 56), (186, 172, 150))
+TABLES = ((196, 196, 198), (120, 130, 142), (226, 222, 212), (92, 70, 56), (186, 172, 150))
 _SKINS = ((246, 208, 180), (228, 178, 142), (198, 140, 100), (150, 98, 66), (98, 62, 44))
 _SLEEVES = ((60, 90, 160), (170, 60, 70), (70, 130, 90), (230, 230, 230), (50, 50, 58), (150, 120, 180))
 _LIGHT, _DARK = (0.82, 0.82, 0.80), (0.06, 0.06, 0.07)  # of a jar's glass, and of the mark on its cap
@@ -71,8 +71,8 @@ def sample_person(rng):
 def sample_scene(rng, person, things):
   """Light, wall and table around the given person and things; the table is one of the two tones least like the skin and the things."""
   stand_out = np.stack([np.asarray(person.skin) ** (1 / 2.2), *(np.divide(_SRGB[thing.colour], 255.0) for thing in things)])
-  contrast = np.linalg.norm(np.divide(_TABLES, 255.0)[:, None] - stand_out, axis=-1).min(axis=1)
-  table = linear(_TABLES[np.argsort(contrast)[rng.integers(-2, 0)]]) * rng.uniform(0.9, 1.05)
+  contrast = np.linalg.norm(np.divide(TABLES, 255.0)[:, None] - stand_out, axis=-1).min(axis=1)
+  table = linear(TABLES[np.argsort(contrast)[rng.integers(-2, 0)]]) * rng.uniform(0.9, 1.05)
   wall = linear(rng.uniform((120, 130, 140), (210, 210, 215)))
   lamp = np.array([rng.uniform(-0.5, 0.5), rng.uniform(0.1, 0.6), rng.uniform(1.1, 1.5)])
   return Scene(person, tuple(things), table, wall, lamp, int(rng.integers(2**31)))
@@ -146,9 +146,9 @@ class Stage:
     return geometry.se3(rotation, self.data.xpos[self._bodies])
 
 
-def forearm(T_world_wrist, side):
+def forearm(T_world_wrist, side, right_elbow=(0.30, -0.38, 0.12)):
   """The forearm's pose: from the wrist towards an elbow beside the body, its x along the bone."""
-  elbow = np.array([{"left": -0.30, "right": 0.30}[side], -0.38, 0.12])
+  elbow = np.array(right_elbow) * ({"left": -1.0, "right": 1.0}[side], 1, 1)
   x = elbow - T_world_wrist[:3, 3]
   return geometry.se3(human.along(x, (0, 0, -1)), T_world_wrist[:3, 3])
 

@@ -160,7 +160,7 @@ def test_failed_write_leaves_no_half_episode(tmp_path, monkeypatch):
     path.write_bytes(b"half")
     raise OSError("disk full")
 
-  monkeypatch.setattr(record, "_write_hdf5", broken)
+  monkeypatch.setattr(record, "write_hdf5", broken)
   with pytest.raises(OSError, match="disk full"):
     record.record(tmp_path / "out", 1, 0, workers=1)
   assert [p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()] == [".mp4"]
