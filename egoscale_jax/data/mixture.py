@@ -16,6 +16,7 @@ from egoscale_jax.errors import UserError
 PERIOD = 1 << 16
 _GOLDEN = (5**0.5 - 1) / 2
 UNIT = 2  # rows of an aligned pair: the human's, the robot's
+_CANDIDATES = 16  # human episodes at least that a robot's clip draws from, so that the same two do not always meet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Component:
   rate_hz: float
   split: shards.Split
   partners: shards.Split | None = None  # of the human, where `split` is the robot's
-  partner_of: np.ndarray | None = None  # [clips of split, K] numbers in `partners`: same task, same progress; K to draw from
+  partner_of: np.ndarray | None = None  # [clips of split, K, 2]: to draw from, numbers [from, to) in `partners`; see _partners
 
   def find(self, ordinal: int, member: int, seed: int, skip: int = 0) -> tuple[shards.Split, int]:
     """-> the split and the number in it of a member of a unit; skip: so many clips further on, where those before could not be read."""
@@ -38,7 +39,8 @@ class Component:
     if self.partners is None or member == 1:
       return self.split, number
     row = self.partner_of[number]
-    return self.partners, int(row[order.shuffled(ordinal, len(row), seed + 1)])
+    first, end = (int(n) for n in row[order.drawn(ordinal, len(row), seed + 1)])
+    return self.partners, first + order.drawn(ordinal, end - first, seed + 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,16 +186,24 @@ def _pairs(name, folder, data):
   return [component]
 
 
-def _partners(robots, humans, most=16) -> np.ndarray:
-  """-> [robot clips, most]: for each, numbers of human clips of its task, of up to `most` episodes, at the nearest progress."""
+def _partners(robots, humans) -> np.ndarray:
+  """-> [robot clips, K, 2]: for each, the clips [from, to) of K human episodes of its task that lie at its own progress.
+
+  The robot episodes of a task deal its human ones out among themselves, from which K follows: each human episode has a robot one, and so
+  has each of its clips, also where one demonstration stands beside a hundred.
+  """
+  of_task = {task: (np.flatnonzero(robots["task"] == task), np.flatnonzero(humans["task"] == task)) for task in np.unique(robots["task"])}
+  k = max(_CANDIDATES, *(-(-len(human) // len(robot)) for robot, human in of_task.values()))
   first = np.cumsum(humans["clips"], dtype=np.int64) - humans["clips"]
-  of_task = {task: np.flatnonzero(humans["task"] == task) for task in np.unique(robots["task"])}
+  rank = np.empty(len(robots), np.int64)
+  for robot, _ in of_task.values():
+    rank[robot] = np.arange(len(robot))
   rows = []
-  for number, robot in enumerate(robots):
-    same = of_task[robot["task"]]
-    candidates = same[(number * most + np.arange(most)) % len(same)]  # repeated where there are fewer
-    clips = humans["clips"][candidates].astype(np.int64)
-    for clip in range(robot["clips"]):
-      progress = (clip + 0.5) / robot["clips"]
-      rows.append(first[candidates] + np.minimum((progress * clips).astype(np.int64), clips - 1))
+  for robot, turn in zip(robots, rank):
+    same = of_task[robot["task"]][1]
+    candidates = same[(turn * k + np.arange(k)) % len(same)]  # repeated where there are fewer
+    clips, parts = humans["clips"][candidates].astype(np.int64), int(robot["clips"])
+    for clip in range(parts):
+      ends = (clip * clips // parts, -(-(clip + 1) * clips // parts))
+      rows.append(first[candidates, None] + np.stack(ends, axis=1))
   return np.asarray(rows, np.uint32)

@@ -198,3 +198,32 @@ def test_the_examples_of_the_docs_load_and_deal_what_they_say(folders, tmp_path)
   assert weights(mixture.make(midtrain)) == {"play (pairs)": 0.8, "human (human)": 0.2}
   assert list(slots.gather(midtrain)) == [26]
   assert not configs
+
+
+@pytest.mark.parametrize(("robots", "humans"), [(1, 100), (5, 30), (20, 7)])
+def test_every_human_clip_of_a_task_is_paired_at_its_own_progress(robots, humans):
+  """One demonstration beside a hundred (the paper's one-shot), mid-training's 5 beside 30, and more robot episodes than human ones."""
+  kind = [("task", np.int64), ("clips", np.int64)]
+  rng = np.random.default_rng(robots)
+  robot = np.array([(task, rng.integers(1, 5)) for _ in range(robots) for task in (7, 3)], kind)
+  human = np.array([(task, rng.integers(1, 9)) for _ in range(humans) for task in (3, 7)], kind)
+  own, others = (np.concatenate([[(e, clip) for clip in range(n)] for e, n in enumerate(t["clips"])]) for t in (robot, human))
+  partners = mixture._partners(robot, human)
+  there = np.zeros(len(others), bool)
+  for row, (r, clip) in zip(partners, own, strict=True):
+    for first, end in row:
+      assert first < end
+      there[first:end] = True
+      for h, other in others[first:end]:
+        assert robot["task"][r] == human["task"][h]
+        ours, theirs = clip / robot["clips"][r], other / human["clips"][h]  # their stretches of the episode overlap
+        assert ours < theirs + 1 / human["clips"][h]
+        assert theirs < ours + 1 / robot["clips"][r]
+  assert there.all(), f"{np.sum(~there)} human clips are in no pair"
+  component = mixture.Component("p", 1.0, 1.0, 1, 1, 30.0, range(len(own)), range(len(others)), partners)
+  episodes = set()
+  for ordinal in range(400):
+    (_, a), (_, b) = component.find(ordinal, 1, 0), component.find(ordinal, 0, 0)
+    assert any(first <= b < end for first, end in partners[a])
+    episodes.add(int(others[b][0]))
+  assert len(episodes) > 0.8 * min(len(human), 150), "all of them have a turn"

@@ -1,6 +1,7 @@
 """kill -9 in the middle of training, start again: the numbers after it are those of an uninterrupted run, bit for bit."""
 
 import json
+import math
 import shutil
 import time
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
+from egoscale_jax.data import pipeline
 from egoscale_jax.errors import UserError
-from egoscale_jax.train import checkpoint, main, run
+from egoscale_jax.train import checkpoint, main, run, sharding
 
 
 def losses(workdir):
@@ -18,26 +20,59 @@ def losses(workdir):
   return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
 
 
-def test_killed_run_continues_bit_for_bit(shards, tiny_run, tmp_path):
-  """Against `tiny_run`, which ran in another process and was not killed; validation changes no number and is left out here."""
-  killed = tmp_path / "killed"
-  with open(tmp_path / "log", "w") as log:
-    process = tiny.train(shards, killed, log, **{"validation.episodes": 0})
-    while not (killed / "checkpoints" / "8").is_dir() or len(losses(killed)) < 10:
-      assert process.poll() is None, (tmp_path / "log").read_text()
+@pytest.fixture(scope="module")
+def killed(shards, tmp_path_factory):
+  """A run of tiny.RUN, killed after step 10 with a checkpoint of step 8; validation changes no number and is left out here."""
+  folder = tmp_path_factory.mktemp("killed")
+  workdir, log = folder / "run", folder / "log"
+  with open(log, "w") as file:
+    process = tiny.train(shards, workdir, file, **{"validation.episodes": 0})
+    while not (workdir / "checkpoints" / "8").is_dir() or len(losses(workdir)) < 10:
+      assert process.poll() is None, log.read_text()
       time.sleep(0.02)
     process.kill()
     process.wait()
-    reached = max(losses(killed))
-    assert reached < 24, "the run ended before it could be killed"
+  assert max(losses(workdir)) < 24, "the run ended before it could be killed"
+  return workdir
 
-    again = tiny.train(shards, killed, log, **{"validation.episodes": 0})
-    assert again.wait(300) == 0, (tmp_path / "log").read_text()
+
+def test_killed_run_continues_bit_for_bit(shards, tiny_run, killed, tmp_path):
+  """Against `tiny_run`, which ran in another process and was not killed."""
+  workdir = shutil.copytree(killed, tmp_path / "again")
+  with open(tmp_path / "log", "w") as log:
+    assert tiny.train(shards, workdir, log, **{"validation.episodes": 0}).wait(300) == 0, (tmp_path / "log").read_text()
   assert "from step" in (tmp_path / "log").read_text()
   expected = losses(tiny_run)
   assert sorted(expected) == list(range(1, 25))
-  assert losses(killed) == expected
+  assert losses(workdir) == expected
   assert len(set(expected.values())) == 24, "every step has its own numbers"
+
+
+@pytest.mark.parametrize(
+  "sizes", [pytest.param((1, 1, 1), marks=pytest.mark.slow), pytest.param((2, 2, 1), marks=pytest.mark.slow), (1, 4, 2)]
+)
+def test_a_killed_run_goes_on_with_other_devices(shards, tiny_run, killed, tmp_path, monkeypatch, sizes):
+  """On 1, 4 and 8: the very examples of a run from step 1, and its losses within 1e-5."""
+  mesh = {f"mesh.{axis}": size for axis, size in zip(sharding.AXES, sizes)}
+  config = tiny.config(shards, **{**tiny.RUN, **mesh, "validation.episodes": 0})
+  workdir, seen = shutil.copytree(killed, tmp_path / "again"), []
+  to_global = sharding.to_global
+
+  def noted(batch, mesh):
+    seen.append(jax.tree.map(np.copy, batch))
+    return to_global(batch, mesh)
+
+  monkeypatch.setattr(sharding, "to_global", noted)
+  main.main(config, workdir, jax.devices()[: math.prod(sizes)])
+  first = 24 - len(seen)
+  assert first in (8, 16), "it begins at a checkpoint"
+  begun = run.start(config, workdir, jax.devices()[: math.prod(sizes)])
+  whole = [jax.tree.map(np.copy, batch) for batch in pipeline.train_batches(config, begun.prompt, begun.statistics, 0)]
+  assert len({tuple(batch.position_B) for batch in whole}) == 24
+  for got, want in zip(seen, whole[first:], strict=True):
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+  expected, got = losses(tiny_run), losses(workdir)
+  np.testing.assert_allclose([got[step][0] for step in range(1, 25)], [expected[step][0] for step in range(1, 25)], rtol=1e-5)
 
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(shards, tiny_run, tmp_path):
