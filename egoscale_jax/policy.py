@@ -158,10 +158,10 @@ class Predictor:
         f"embodiment {self.embodiment}: found {found}, expected the body's {len(seen.joint_names)} from {seen.joint_names[0]}"
       )
     executing = None
-    if pending is not None and self.frozen + self.ramp:
-      rest = pending.chunk.rest(pending.done, pending.T_start_now_2x4x4)
-      frozen = min(self.frozen, len(rest.joints_Tx2xJ))
-      executing = Executing(rest, frozen, min(self.ramp, len(rest.joints_Tx2xJ) - frozen))
+    left = len(pending.chunk.joints_Tx2xJ) - pending.done if pending is not None else 0
+    if left and self.frozen + self.ramp:
+      rest, frozen = pending.chunk.rest(pending.done, pending.T_start_now_2x4x4), min(self.frozen, left)
+      executing = Executing(rest, frozen, min(self.ramp, left - frozen))
     state = seen.state() if self.policy.config.data.human_state else None
     return self.policy([seen.picture_YxXx3], seen.text, state, self.embodiment, seen.seed, executing)
 

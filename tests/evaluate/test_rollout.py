@@ -108,7 +108,7 @@ def test_holding_still_fails():
 def test_a_policy_is_asked_and_carried_out(tiny_run):
   """A policy of human data on a robot's hand, by its slot `human`; twice the same trial."""
   settings = dataclasses.replace(SETTINGS, image_size=32)
-  agent = policy.agent(tiny_run, "human", 8, 2, 2)
+  agent = policy.agent(tiny_run, "human", 5, 2, 2)
   predict, agent.predict = agent.predict, lambda seen, pending: predict(dataclasses.replace(seen, text="Pour tea."), pending)
   make = functools.partial(lambda: agent)  # its small vocabulary spells other instructions letter by letter, longer than it has room for
   rows = [rollout.run_trial(make, settings, False, ("drawer", 0)) for _ in range(2)]

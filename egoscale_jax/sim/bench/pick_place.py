@@ -14,7 +14,7 @@ RUBRIC = (("held", 0.3), ("lifted", 0.3), ("placed", 0.4))
 def build(lay):
   colour, variant, rgb = lay.paint()
   side = lay.rng.choice([-1, 1])
-  x, y = lay.spot((-0.17, 0.18) if side < 0 else (0.08, 0.18), (-0.08, 0.27) if side < 0 else (0.17, 0.27), 0.07)
+  x, y = lay.spot((-0.17, 0.18) if side < 0 else (0.08, 0.18), (-0.08, 0.27) if side < 0 else (0.17, 0.27), 0.095)
   shapes, inside, floor, rim = props.container("basket", rgb, variant)
   lay.table.body("basket", props.pose(x, y, 0, lay.rng.uniform(-0.3, 0.3)), shapes)
   target = lay.solid()

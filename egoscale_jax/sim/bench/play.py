@@ -18,7 +18,7 @@ def build(lay):
   if verb == "place":
     kind = _CONTAINERS[lay.rng.integers(len(_CONTAINERS))]
     colour, variant, rgb = lay.paint()
-    x, y = lay.spot((-0.16, 0.17), (-0.06, 0.27), 0.07)
+    x, y = lay.spot((-0.16, 0.17), (-0.06, 0.27), 0.095)
     shapes, goal["inside"], floor, goal["rim"] = props.container(kind, rgb, variant)
     lay.table.body(kind, props.pose(x, y, 0), shapes)
     goal |= {"to": np.array([x, y]), "floor": floor}
