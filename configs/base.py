@@ -94,6 +94,7 @@ def get_config(mode=""):
 
   config.skip_limit = 10  # an update whose loss or gradient is not finite is left out and counted; more in a row end the run
   config.log_every = 20
+  config.wandb = ""  # a project of Weights & Biases that the numbers go to as well (pip install wandb); empty: none
   config.profile = ()  # (first, last) step of a profile into workdir/profile
   config.checkpoint_every = 1000
   config.keep_checkpoints = 3

@@ -15,7 +15,7 @@ import tqdm
 
 from egoscale_jax.errors import UserError
 from egoscale_jax.models import flops
-from egoscale_jax.train import chips, distributed, goodput, optim, tensorboard
+from egoscale_jax.train import chips, distributed, goodput, optim, tensorboard, weights_and_biases
 
 
 class Metrics:
@@ -24,7 +24,7 @@ class Metrics:
   def __init__(self, workdir, first_step, config, use_at_a_second=0.0):
     self.every, self.batch_size, self.steps, self.limit = config.log_every, config.batch_size, config.steps, config.skip_limit
     self.use_at_a_second = use_at_a_second
-    self.writer = Writer(pathlib.Path(workdir), first_step) if distributed.is_first() else None
+    self.writer = Writer(pathlib.Path(workdir), first_step, config) if distributed.is_first() else None
     self.bar = tqdm.tqdm(total=config.steps, initial=first_step, unit="step", disable=None if self.writer else True, smoothing=0.05)
     self.warm = False  # the first step of a start waits for much: its time is nobody's
     self._begin()
@@ -108,9 +108,9 @@ class Metrics:
 
 
 class Writer:
-  """The files of process 0: metrics.jsonl, tensorboard/, and what goodput.py keeps."""
+  """The files of process 0: metrics.jsonl, tensorboard/, and what goodput.py keeps; and Weights & Biases."""
 
-  def __init__(self, workdir, first_step):
+  def __init__(self, workdir, first_step, config):
     path = workdir / "metrics.jsonl"
     kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= first_step]
     partial = path.with_name("metrics.jsonl.partial")
@@ -120,17 +120,19 @@ class Writer:
     lines = [json.loads(line) for line in kept]
     self.validated = any(line["step"] == first_step and "validation" in line for line in lines)
     self.goodput = goodput.Goodput(workdir, lines)
-    self.events = tensorboard.Events(workdir / "tensorboard", first_step)
+    self.events = [tensorboard.Events(workdir / "tensorboard", first_step)]
+    if config.wandb:
+      self.events.append(weights_and_biases.Events(config, workdir, self.goodput.started))
 
   def write(self, line, tell=False):
-    """tell: to TensorBoard too."""
+    """tell: to TensorBoard and Weights & Biases too."""
     self.pending += json.dumps(line).encode() + b"\n"
     try:
       # Without a buffer the return value is what got through, so no line is ever written twice or in half.
       while self.pending:
         self.pending = self.pending[self.file.write(self.pending) :]
-      if tell:
-        self.events.scalars(line["step"], dict(_numbers(line)))
+      for events in self.events if tell else ():
+        events.scalars(line["step"], dict(_numbers(line)))
       self.told = False
     except OSError as error:
       if not self.told:
@@ -139,7 +141,8 @@ class Writer:
 
   def close(self):
     self.file.close()
-    self.events.close()
+    for events in self.events:
+      events.close()
 
 
 def _numbers(line, prefix=""):

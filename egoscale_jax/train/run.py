@@ -22,12 +22,12 @@ from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand as hand_lib
 from egoscale_jax.hands import keypoints
 from egoscale_jax.models import vla
-from egoscale_jax.train import checkpoint, distributed, optim, sharding
+from egoscale_jax.train import checkpoint, distributed, optim, sharding, weights_and_biases
 from egoscale_jax.train import step as step_lib
 
 # What may differ when a run goes on: nothing that changes a number of it, but for the last three, which change the order of sums.
 FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "validation")
-FREE_ON_RESUME += ("skip_limit", "profile", "mesh", "model.attention", "model.remat")
+FREE_ON_RESUME += ("skip_limit", "profile", "wandb", "mesh", "model.attention", "model.remat")
 HANDS = "hands"  # in a work directory: the descriptions of the hands that its labels and its actions are of
 REFERENCE = "reference"  # in a work directory: the small files of the checkpoint that its parameters came from (convert.py)
 POSITIVE = ("batch_size", "steps", "accumulate", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
@@ -98,6 +98,8 @@ def start(config, workdir, devices=None):
   """
   workdir = pathlib.Path(workdir)
   mixture.folders(config)  # an error where there are none
+  if config.wandb and distributed.is_first():
+    weights_and_biases.load()
   told = dict(_flat(json.loads(config.to_json()), "config."))
   distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": _fingerprint(config)})
   if (workdir / "config.json").exists():

@@ -184,6 +184,7 @@ def test_the_examples_of_the_docs_load_and_deal_what_they_say(folders, tmp_path)
   for path in (ROOT / "configs").glob("*.py"):
     shutil.copy(path, tmp_path)
   real = {"shards/egodex": "human", "shards/vitra": "human", "shards/human_play": "human", "shards/robot_play": "robot"}
+  real |= {"shards/human_shirt": "human", "shards/robot_shirt": "robot"}
   configs = {}
   for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL):
     for name, folder in real.items():
@@ -197,6 +198,7 @@ def test_the_examples_of_the_docs_load_and_deal_what_they_say(folders, tmp_path)
   midtrain = configs.pop("my_midtrain")
   assert weights(mixture.make(midtrain)) == {"play (pairs)": 0.8, "human (human)": 0.2}
   assert list(slots.gather(midtrain)) == [26]
+  assert weights(mixture.make(configs.pop("my_shirt"))) == {"shirt (pairs)": 1.0}
   assert not configs
 
 

@@ -2,7 +2,9 @@
 
 import json
 import struct
+import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from egoscale_jax.data import pipeline
 from egoscale_jax.errors import UserError
-from egoscale_jax.train import chips, metrics, profile
+from egoscale_jax.train import chips, metrics, profile, run
 
 INFO = pipeline.Info(8, ())
 
@@ -132,3 +134,37 @@ def test_a_profile_is_of_the_steps_asked_for(tmp_path, monkeypatch):
   with profile.Profile(tmp_path, (1, 9)) as profiler:
     profiler.before(1)
   assert calls[-2:] == ["start", "stop"], "a run that ends in between leaves its profile too"
+
+
+def test_weights_and_biases_has_the_same_numbers_and_goes_on_as_the_same_run(tmp_path, monkeypatch):
+  """By a stand-in for the package, which is not installed with this one."""
+  calls = []
+
+  class Run:
+    def log(self, values, step):
+      calls.append((step, values))
+
+    def finish(self):
+      calls.append("finish")
+
+  package = types.ModuleType("wandb")
+  package.Error, package.init = OSError, lambda **given: calls.append(given) or Run()
+  monkeypatch.setitem(sys.modules, "wandb", package)
+  for first in (0, 2):
+    (tmp_path / "try").mkdir(exist_ok=True)
+    log = metrics.Metrics(tmp_path / "try", first, tiny.config(steps=4, log_every=2, wandb="egoscale"))
+    for step in range(first + 1, first + 3):
+      log.step(step, values(step), 0.0, INFO)
+    log.close()
+  first, (step, told), _, again, _, end = calls
+  assert (first["project"], first["name"], first["resume"], first["dir"]) == ("egoscale", "try", "allow", str(tmp_path / "try"))
+  assert first["config"]["optim"]["learning_rate"] == 1e-3
+  assert again["id"] == first["id"]
+  assert (step, told["loss"], told["grad_norm/vision"], end) == (2, 2.0, 1.5, "finish")
+
+
+def test_weights_and_biases_without_the_package_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(UserError, match=r"config.wandb: needs the package wandb.*pip install wandb"):
+    run.start(tiny.config(tmp_path, wandb="egoscale"), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
