@@ -9,7 +9,6 @@ import numpy as np
 from egoscale_jax import geometry
 from egoscale_jax.data import actions, examples, spec, transforms
 from egoscale_jax.errors import UserError
-from egoscale_jax.evaluate import rollout
 from egoscale_jax.models import augment, flow, vla
 from egoscale_jax.train import run as run_lib
 
@@ -166,8 +165,10 @@ class Predictor:
     return self.policy([seen.picture_YxXx3], seen.text, state, self.embodiment, seen.seed, executing)
 
 
-def agent(workdir, embodiment, execute, frozen=0, ramp=0) -> rollout.Chunked:
+def agent(workdir, embodiment, execute, frozen=0, ramp=0):
   """For rollout.run: execute steps of each chunk, at the rate that the policy was trained at."""
+  from egoscale_jax.evaluate import rollout  # here: it brings MuJoCo along, which a policy on a robot does without
+
   predictor = Predictor(workdir, embodiment, frozen, ramp)
   return rollout.Chunked(predictor, execute, predictor.policy.config.data.stride)
 
