@@ -32,8 +32,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data")]  # helpers: t
 # after them. Those of `shards` come first of all: they compile retargeting, which the other process then finds in the cache.
 LONGEST = (
   *("shards", "tests/train/test_step.py", "tests/train/test_sharding.py", "tests/data/test_builder.py", "tests/data/test_prepare.py"),
-  *("tests/hands/test_retarget.py", "tests/models/test_flops.py", "tests/data/test_statistics.py", "tests/hands/test_kinematics.py"),
-  *("tests/models/test_parity.py", "tests/hands/test_costs.py", "tests/models/test_vla.py", "tests/models/test_backbone.py"),
+  *("tests/hands/test_retarget.py", "tests/test_colabs.py", "tests/models/test_flops.py", "tests/data/test_statistics.py"),
+  *("tests/hands/test_implicit.py", "tests/train/test_plan.py", "tests/hands/test_kinematics.py", "tests/models/test_vla.py"),
 )
 
 

@@ -16,7 +16,9 @@ EXPECTED = {
   "01_data": (
     {
       'HAND = "sharpa_wave"': 'HAND = "dex3"',
-      "EPISODES, SIDE_PIXELS = 16, 144": "EPISODES, SIDE_PIXELS = 8, 96",
+      "EPISODES, SIDE_PIXELS = 16, 144": "EPISODES, SIDE_PIXELS = 6, 64",
+      'OUT / "more_recordings", 6,': 'OUT / "more_recordings", 2,',
+      "batch_size=256": "batch_size=64",
       "STEPS = 40": "STEPS = 2",
     },
     (6, 4, 0),

@@ -96,14 +96,23 @@ def load(found, planned, shapes, shardings):
   """-> parameters like `shapes`, sharded; what the checkpoint does not have (reference.OURS_ALONE) is zero."""
 
   def leaf(path, shape, sharding):
-    value = jax.jit(functools.partial(jnp.zeros, shape.shape, shape.dtype), out_shardings=sharding)()
-    write = jax.jit(_write, static_argnames="axis", donate_argnums=0, out_shardings=sharding)
+    value, write = _zeros(shape.shape, shape.dtype, sharding)(), _writer(sharding)
     for source in planned[path_name(path)]:
       for start, piece in _pieces(found[source.name][0], source, shape.shape):
         value = write(value, piece, np.int32(start), axis=source.axis or 0)
     return value
 
   return jax.tree_util.tree_map_with_path(leaf, shapes, shardings)
+
+
+@functools.cache  # leaves of the same shape share what is compiled
+def _zeros(shape, dtype, sharding):
+  return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)
+
+
+@functools.cache
+def _writer(sharding):
+  return jax.jit(_write, static_argnames="axis", donate_argnums=0, out_shardings=sharding)
 
 
 def _write(value, piece, start, axis):
