@@ -10,10 +10,10 @@ All of them see one work directory (a shared file system). Process 0 writes what
 import contextlib
 import json
 import os
-import time
 import re
 import sys
 import threading
+import time
 import traceback
 
 import jax
