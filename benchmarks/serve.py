@@ -40,13 +40,11 @@ def observation(robot, seed):
   joints = (robot.limits.lower_2xJ + robot.limits.upper_2xJ) / 2
   values = {"prompt": TEXT, "seed": seed, "state/wrist": wrist, "state/joints": joints}
   values |= {f"image/{name}": picture for name in robot.policy.config.data.cameras}
-  return values | ({"state/camera": np.eye(4)} if robot.policy.config.data.human_state else {})
+  return values | ({"state/camera": np.eye(4)} if any(field.name == observation_lib.CAMERA for field in robot.fields()) else {})
 
 
 def request(robot, values) -> Request:
-  cameras, joints = robot.policy.config.data.cameras, len(robot.joint_names[0])
-  table = observation_lib.fields(cameras, joints, robot.policy.config.data.human_state)
-  return observation_lib.read(table, values, robot.horizon).request(robot.embodiment)
+  return observation_lib.read(robot.fields(), values, robot.horizon).request(robot.embodiment, robot.has_state)
 
 
 @contextlib.contextmanager

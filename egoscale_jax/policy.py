@@ -40,7 +40,7 @@ class Executing:
 class Request:
   """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size; text: the instruction.
 
-  state: [A] of data.actions.make_state, for a policy that was trained with it (config.data.human_state).
+  state: [A] of data.actions.make_state for an embodiment that has one (data.actions.has_state): robots do, human video does not.
   """
 
   images: list[np.ndarray]
@@ -95,11 +95,10 @@ class Policy:
     for i, image in enumerate(images):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f"images[{i}]: found {image.dtype} {image.shape}, expected uint8 [height, width, 3]")
-    if (state is not None) != c.data.human_state or (state is not None and np.shape(state) != (width,)):
-      expected = f"[{width}] of actions.make_state" if c.data.human_state else "none: the policy was trained without"
+    has_state = actions.has_state(c.data, request.embodiment)
+    if (state is not None) != has_state or (state is not None and np.shape(state) != (width,)):
+      expected = f"[{width}] of actions.make_state" if has_state else f"none: {request.embodiment!r} was trained without"
       raise UserError(f"state: found {'none' if state is None else np.shape(state)}, expected {expected}")
-    if state is not None and not np.all(np.isfinite(state)):
-      raise UserError("state: found values that are not finite: a hand is missing")
 
   def row(self, request: Request):
     """What `sample` takes of a request: (Batch without its first axis, seed, known [T, A], keep [T]); safe for threads."""
@@ -109,6 +108,8 @@ class Policy:
     state = np.zeros(m.state_dim, np.float32)
     if request.state is not None:
       state[: slot.width] = actions.normalize_state(np.asarray(request.state, np.float32), slot.normalizer)
+      if not np.isfinite(state).all():  # of what the training data had: a robot with one arm may leave out the other
+        raise UserError("state: found values that are not finite: a hand is missing")
     observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - slot.width))
     batch = spec.Batch(
       image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size, c.data.crop) for image in request.images]),
@@ -161,7 +162,8 @@ class Predictor:
     if left and self.frozen + self.ramp:
       rest, frozen = pending.chunk.rest(pending.done, pending.T_start_now_2x4x4), min(self.frozen, left)
       executing = Executing(rest, frozen, min(self.ramp, left - frozen))
-    state = seen.state() if self.policy.config.data.human_state else None
+    data = self.policy.config.data
+    state = seen.state(actions.has_camera(data, self.embodiment)) if actions.has_state(data, self.embodiment) else None
     return self.policy([seen.picture_YxXx3], seen.text, state, self.embodiment, seen.seed, executing)
 
 

@@ -30,7 +30,7 @@ def test_wrong_observations_are_named(policy):
     policy([good, good], "Pour.")
   with pytest.raises(UserError, match=r"images\[0\]: found float32 \(32, 32, 3\), expected uint8"):
     policy([good.astype(np.float32)], "Pour.")
-  with pytest.raises(UserError, match=r"state: found \(62,\), expected none: the policy was trained without"):
+  with pytest.raises(UserError, match=r"state: found \(62,\), expected none: 'human' was trained without"):
     policy([good], "Pour.", state=np.zeros(62))
   with pytest.raises(UserError, match=r"embodiment: found 'dog', expected one of \['human'\]"):
     policy([good], "Pour.", embodiment="dog")

@@ -8,6 +8,7 @@ one step on. Layout: left then right, each 3 + 6 + J; A = 2 * (9 + J).
 import numpy as np
 
 from egoscale_jax import geometry
+from egoscale_jax.data import schema
 
 WRIST_DIM = 9  # xyz + rot6d
 
@@ -78,20 +79,34 @@ def join_chunk(T_start_wrist_Tx2x4x4, joints_Tx2xJ):
 STATE_METRES = 0.5  # positions in the camera frame come out within about +-1
 
 
+def has_state(data, embodiment: str) -> bool:
+  """Robots have proprioception, human video has none (paper section 2.3), unless config.data.human_state."""
+  return embodiment != schema.HUMAN or data.human_state
+
+
+def has_camera(data, embodiment: str) -> bool:
+  """Whether the state is seen from the first camera; else, config.data.base_state, from the frame of the recording."""
+  return embodiment not in data.base_state
+
+
 def make_state(T_world_camera, T_world_wrist_2x4x4, joints_2xJ):
   """Proprioception in the layout of an action: both wrists seen from the camera, and the joints as they are. [A], metres, radians.
 
-  From the camera and not from the world, whose origin means nothing; NaN where a hand is missing.
+  From the camera and not from the world, whose origin means nothing for a human; None: from the world itself, the base of a robot whose
+  camera nobody located. NaN where a hand is missing.
   """
-  T_camera_wrist = geometry.se3_inverse(T_world_camera) @ T_world_wrist_2x4x4
-  rot6d = geometry.so3_to_rot6d(T_camera_wrist[..., :3, :3])
-  return np.concatenate([T_camera_wrist[..., :3, 3], rot6d, joints_2xJ], axis=-1).reshape(-1).astype(np.float32)
+  wrist = T_world_wrist_2x4x4 if T_world_camera is None else geometry.se3_inverse(T_world_camera) @ T_world_wrist_2x4x4
+  rot6d = geometry.so3_to_rot6d(wrist[..., :3, :3])
+  return np.concatenate([wrist[..., :3, 3], rot6d, joints_2xJ], axis=-1).reshape(-1).astype(np.float32)
 
 
 def normalize_state(state_A, normalizer):
-  """Joints by the normaliser of the actions (they are the same joints), positions by STATE_METRES, rot6d as it is."""
+  """Joints by the normaliser of the actions (they are the same joints), positions by STATE_METRES, rot6d as it is.
+
+  Zero where the training data had no labels: a robot that tells its joints alone has no wrists.
+  """
   hands = np.array(state_A).reshape(2, -1)
   scaled = normalizer.normalize(state_A).reshape(2, -1)
   hands[:, :3] /= STATE_METRES
   hands[:, WRIST_DIM:] = scaled[:, WRIST_DIM:]
-  return hands.reshape(-1)
+  return np.where(normalizer.observed_A, hands.reshape(-1), 0.0)

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 
-from egoscale_jax.data import actions, clips, statistics, tokenizer, transforms
+from egoscale_jax.data import actions, clips, schema, statistics, tokenizer, transforms
 from egoscale_jax.data.spec import Batch
 from egoscale_jax.errors import UserError
 
@@ -140,8 +140,7 @@ class Assembler:
         # Rows that follow each other are a slice: a plain copy.
         where = slice(part[0], part[-1] + 1) if part[-1] - part[0] == len(part) - 1 else part
         self._fill_actions(batch, where, [windows[row] for row in part], self.slots[int(number)])
-        if self.data.human_state:
-          self._fill_state(batch, part, [windows[row] for row in part], self.slots[int(number)])
+        self._fill_state(batch, part, [windows[row] for row in part], self.slots[int(number)])
     return batch
 
   def _fill_actions(self, batch, where, windows, slot):
@@ -161,21 +160,28 @@ class Assembler:
       batch.action_weight_BxTxA[where, :, : slot.width] = weight
 
   def _fill_state(self, batch, rows, windows, slot):
-    """Human video has no proprioception (paper section 2.3), unless config.data.human_state."""
+    """Proprioception of the embodiments that have it: actions.has_state."""
     for row, window in zip(rows, windows):
-      state = state_of(window)
-      if np.isfinite(state).all():  # else a hand is missing, or nobody located the camera
-        batch.state_BxS[row, : slot.width] = actions.normalize_state(state, slot.normalizer)
+      if not actions.has_state(self.data, window.clip.embodiment):
+        continue
+      state = actions.normalize_state(self._state_of(window), slot.normalizer)
+      if np.isfinite(state).all():  # else a hand is missing, or nobody located a person's camera
+        batch.state_BxS[row, : slot.width] = state
         batch.state_mask_B[row] = True
 
-
-def state_of(window: Window) -> np.ndarray:
-  """Proprioception [A] as actions.make_state has it; NaN where a hand is not valid."""
-  clip, frame = window.clip, window.frame
-  valid = clip.valid_Fx2[frame]
-  wrist = np.where(valid[:, None, None], clip.T_world_wrist_Fx2x4x4[frame], np.nan)
-  joints = np.where(valid[:, None], clip.joints_Fx2xJ[frame], np.nan)
-  return actions.make_state(clip.T_world_camera_CxNx4x4[0, window.image], wrist, joints)
+  def _state_of(self, window: Window) -> np.ndarray:
+    """Proprioception [A] as actions.make_state has it; NaN where a hand is not valid."""
+    clip, frame = window.clip, window.frame
+    valid = clip.valid_Fx2[frame]
+    wrist = np.where(valid[:, None, None], clip.T_world_wrist_Fx2x4x4[frame], np.nan)
+    joints = np.where(valid[:, None], clip.joints_Fx2xJ[frame], np.nan)
+    camera = clip.T_world_camera_CxNx4x4[0, window.image] if actions.has_camera(self.data, clip.embodiment) else None
+    if camera is not None and clip.embodiment != schema.HUMAN and not np.isfinite(camera).all():
+      raise UserError(
+        f"config.data.base_state: found without {clip.embodiment!r}, whose recordings do not tell where the camera is: "
+        "name it there, and its proprioception is seen from the robot's base"
+      )
+    return actions.make_state(camera, wrist, joints)
 
 
 def gather(windows: list[Window], horizon: int, stride: int):
@@ -215,7 +221,7 @@ def make_assembler(config, prompt, stats: dict[int, statistics.Statistics]) -> A
     needed = actions.action_dim(len(table.joint_names))
     if needed > m.action_dim:
       raise UserError(f"config.model.action_dim: found {m.action_dim}, the hand {table.hand} needs {needed}")
-    if d.human_state and needed > m.state_dim:
+    if needed > m.state_dim and any(actions.has_state(d, name) for name, of in d.slots.items() if of == number):
       raise UserError(f"config.model.state_dim: found {m.state_dim}, the hand {table.hand} needs {needed}")
     slots[number] = Slot(table, table.normalizer(m.horizon, d.stride, d.constant))
   return Assembler(d.copy_and_resolve_references(), m.copy_and_resolve_references(), prompt, slots)

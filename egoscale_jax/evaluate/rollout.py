@@ -60,9 +60,9 @@ class Seen:
   joint_names: tuple[str, ...]  # of the body's left hand, J
   seed: int  # of this question
 
-  def state(self):
+  def state(self, from_camera=True):
     """Proprioception, as data/actions.py has it."""
-    return actions.make_state(self.T_world_camera_4x4, self.T_world_wrist_2x4x4, self.joint_targets_2xJ)
+    return actions.make_state(self.T_world_camera_4x4 if from_camera else None, self.T_world_wrist_2x4x4, self.joint_targets_2xJ)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,10 +46,11 @@ class Observation:
   frozen: int
   ramp: int
 
-  def request(self, embodiment) -> Request:
-    """What the policy takes: everything seen from the wrists or from the camera, so that the base frame is the client's own affair."""
+  def request(self, embodiment, has_state) -> Request:
+    """What the policy takes; has_state: proprioception too. All is seen from the wrists or from the camera, if that is given: then the
+    base frame is the client's own affair."""
     state = executing = None
-    if self.T_base_camera_4x4 is not None:
+    if has_state:
       state = actions.make_state(self.T_base_camera_4x4, self.T_base_wrist_2x4x4, self.joints_2xJ)
     if self.last is not None:
       wrist, joints = self.last
@@ -58,14 +59,14 @@ class Observation:
     return Request(self.images, self.text, state, embodiment, self.seed, executing)
 
 
-def fields(cameras, joints: int, has_state: bool) -> tuple[Field, ...]:
-  """Of a policy. has_state: it was trained with proprioception, which is seen from the camera."""
+def fields(cameras, joints: int, has_camera: bool) -> tuple[Field, ...]:
+  """Of a policy. has_camera: it was trained with proprioception that is seen from the camera."""
   return (
     *(Field(IMAGE + name, ("uint8",), ("height", "width", 3), True, "RGB of any size, or the bytes of a JPEG") for name in cameras),
     Field(PROMPT, ("str",), (), True, "the instruction"),
     Field(WRIST, FLOATS, (2, 4, 4), True, "T_base_wrist now, metres"),
     Field(JOINTS, FLOATS, (2, joints), True, "joints now, radians"),
-    *([Field(CAMERA, FLOATS, (4, 4), True, "T_base_camera of the first camera, metres; x right, y down, z forward")] if has_state else []),
+    *([Field(CAMERA, FLOATS, (4, 4), True, "T_base_camera of the first camera, metres; x right, y down, z forward")] if has_camera else []),
     Field(TIME, ("float",), (), False, "seconds, of the client's clock; time_s of the answer counts from it; 0 if absent"),
     Field(SEED, ("int",), (), False, "of the sampled chunk; 0 if absent"),
     Field(LAST_WRIST, FLOATS, ("steps", 2, 4, 4), False, "T_base_wrist of the steps of the last chunk that are left, the next one first"),

@@ -55,6 +55,16 @@ class Robot:
   def joint_names(self) -> list[tuple[str, ...]]:
     return joint_names(self.slot.statistics)
 
+  @property
+  def has_state(self) -> bool:
+    return actions.has_state(self.policy.config.data, self.embodiment)
+
+  def fields(self) -> tuple[observation_lib.Field, ...]:
+    """Of an observation."""
+    data = self.policy.config.data
+    from_camera = self.has_state and actions.has_camera(data, self.embodiment)
+    return observation_lib.fields(data.cameras, len(self.joint_names[0]), from_camera)
+
 
 def joint_names(statistics) -> list[tuple[str, ...]]:
   """Of the left and of the right hand."""
@@ -75,7 +85,7 @@ class Service:
   def __init__(self, robot: Robot, batch: int, deadline_s: float, queue: int):
     self.robot, self.metrics, self.draining = robot, metrics_lib.Metrics(), False
     policy = robot.policy
-    self.table = observation_lib.fields(policy.config.data.cameras, len(robot.joint_names[0]), policy.config.data.human_state)
+    self.table = robot.fields()
     self.batcher = batcher_lib.Batcher(policy.sample, deadline_s)
     self._queue = queue
     self._sizes = sizes_up_to(batch)
@@ -100,7 +110,7 @@ class Service:
         await self.warm(size)
 
   def _blank_state(self):
-    return np.zeros(self.robot.slot.width, np.float32) if self.robot.policy.config.data.human_state else None
+    return np.zeros(self.robot.slot.width, np.float32) if self.robot.has_state else None
 
   async def answer(self, client, protocol: str, values) -> dict:
     """client: whatever tells clients apart. UserError for what is refused; anything else is a bug, see `failure`."""
@@ -153,7 +163,7 @@ class Service:
 
   def _prepare(self, values):
     seen = observation_lib.read(self.table, values, self.robot.horizon)
-    request = seen.request(self.robot.embodiment)
+    request = seen.request(self.robot.embodiment, self.robot.has_state)
     try:
       return seen, request, self.robot.policy.row(request)
     except UserError as error:  # all else has been checked

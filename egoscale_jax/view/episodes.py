@@ -126,10 +126,12 @@ class Predictor:
   def __call__(self, footage, start, seed=0):
     """-> robot keypoints [T, 2, 21, 3] in the world, predicted from the frame `start` alone. NaN for a hand without a pose there."""
     state = None
-    if self.policy.config.data.human_state:
+    data = self.policy.config.data
+    if actions.has_state(data, footage.embodiment):
       if footage.joints_Fx2xJ is None:
         raise UserError(f"{footage.name}: a recording has no joints, which this policy reads; prepare it and give the shards")
-      state = actions.make_state(*(a[start] for a in (footage.T_world_camera_Fx4x4, footage.T_world_wrist_Fx2x4x4, footage.joints_Fx2xJ)))
+      camera = footage.T_world_camera_Fx4x4[start] if actions.has_camera(data, footage.embodiment) else None
+      state = actions.make_state(camera, footage.T_world_wrist_Fx2x4x4[start], footage.joints_Fx2xJ[start])
       if not np.all(np.isfinite(state)):
         return np.full((self.horizon, 2, len(keypoints.NAMES), 3), np.nan)
     chunk = self.policy([footage.frame(start)], footage.text, state, footage.embodiment, seed)

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from egoscale_jax.data import manifest
+from egoscale_jax.data import actions, manifest
 from egoscale_jax.errors import UserError
 from egoscale_jax.policy import Policy
 from egoscale_jax.train import metrics
@@ -99,7 +99,8 @@ def _table(rows):
 
 def _head(data, policy):
   totals = data["totals"]
-  told = "the tracked pose of both hands" if policy.config.data.human_state else "no proprioception"
+  d = policy.config.data
+  told = "the tracked pose of both hands" if any(actions.has_state(d, name) for name in d.slots) else "no proprioception"
   kind = "simulated video" if data["source"] == "simulated" else "real video"
   return (
     f"<h1>From egocentric video to a policy</h1><p class=sub>source {html.escape(data['source'])}, step {policy.step}</p>"

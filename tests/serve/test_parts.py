@@ -147,7 +147,8 @@ def test_a_good_observation_is_what_the_policy_takes():
   np.testing.assert_array_equal(seen.images[0], simplejpeg.decode_jpeg(jpeg))
   assert seen.images[1].shape == (16, 16, 3)
   assert (seen.seed, seen.time_s, seen.frozen, seen.ramp) == (7, 1.5, 1, 0)
-  request = seen.request("human")
+  assert seen.request("human", has_state=False).state is None
+  request = seen.request("human", has_state=True)
   assert request.state.reshape(2, -1)[:, 0].tolist() == [1.5, 1.5]  # seen from the camera
   np.testing.assert_array_equal(request.executing.chunk.T_start_wrist_Tx2x4x4[:, :, 0, 3], -2.0)  # seen from the wrist now
   assert request.embodiment == "human"
