@@ -47,7 +47,8 @@ class Source:
     )
     names = tuple(f"j{i}" for i in range(22))
     joints = np.sin(time_F + rng.uniform(0, 6, (1, 2, 22))).astype(np.float32)
-    views = [schema.View(name, jpeg, (SIDE, SIDE)) for name, jpeg in zip(("head", "wrist"), pictures)]
+    camera = np.tile(np.eye(4, dtype=np.float32), (FRAMES, 1, 1))
+    views = [schema.View(name, jpeg, (SIDE, SIDE), None, camera) for name, jpeg in zip(("head", "wrist"), pictures)]
     return schema.Episode(
       **schema.robot(FRAMES)
       | schema.views(*views)

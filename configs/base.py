@@ -56,8 +56,7 @@ def get_config(mode=""):
   config.data.plain_text = False  # True: instructions in lower case without punctuation (N1.7)
   config.data.tokenizer = ""  # a tokenizer.json; empty: a small one is built from the shards' own instructions
   config.data.slots = dict(human=26)  # which adapter an embodiment uses; 26 is the EgoScale robot's and its human data's (N1.7)
-  config.data.human_state = False  # True: human video comes with its tracked hand pose as proprioception, as N1.7's human tags do;
-  # the paper's human data has none, and a learned placeholder stands in (section 2.3). Robots always have theirs
+  config.data.human_state = False  # True: the tracked hand pose of human video is its proprioception (N1.7), as robots always have theirs
   config.data.base_state = ()  # robots whose proprioception is seen from their base: nobody knows where their camera is
   config.data.residual_soft_m = 0.0  # fingertip residual of the retargeting at which a joint's label counts half; 0: all count the same
   config.data.constant = ()  # regular expressions on names of actions, as "left\\.(z|finger_0)", that may be the same in all the data;

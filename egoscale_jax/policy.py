@@ -162,8 +162,9 @@ class Predictor:
     if left and self.frozen + self.ramp:
       rest, frozen = pending.chunk.rest(pending.done, pending.T_start_now_2x4x4), min(self.frozen, left)
       executing = Executing(rest, frozen, min(self.ramp, left - frozen))
-    data = self.policy.config.data
-    state = seen.state(actions.has_camera(data, self.embodiment)) if actions.has_state(data, self.embodiment) else None
+    data, normalizer = self.policy.config.data, self.policy.slot(self.embodiment).normalizer
+    has_state = actions.has_state(data, self.embodiment)
+    state = seen.state(actions.has_camera(data, self.embodiment, normalizer)) if has_state else None
     return self.policy([seen.picture_YxXx3], seen.text, state, self.embodiment, seen.seed, executing)
 
 

@@ -84,20 +84,21 @@ def has_state(data, embodiment: str) -> bool:
   return embodiment != schema.HUMAN or data.human_state
 
 
-def has_camera(data, embodiment: str) -> bool:
-  """Whether the state is seen from the first camera; else, config.data.base_state, from the frame of the recording."""
-  return embodiment not in data.base_state
+def has_camera(data, embodiment: str, normalizer) -> bool:
+  """Whether the state is seen from the first camera; else from the robot's base (config.data.base_state), or it has no wrists."""
+  return embodiment not in data.base_state and bool(normalizer.observed_A.reshape(2, -1)[:, :WRIST_DIM].any())
 
 
 def make_state(T_world_camera, T_world_wrist_2x4x4, joints_2xJ):
-  """Proprioception in the layout of an action: both wrists seen from the camera, and the joints as they are. [A], metres, radians.
+  """Proprioception in the layout of an action: both wrists seen from the camera, and the joints as they are. [..., A], metres, radians.
 
-  From the camera and not from the world, whose origin means nothing for a human; None: from the world itself, the base of a robot whose
-  camera nobody located. NaN where a hand is missing.
+  From the camera and not from the world, whose origin means nothing for a human. The world of a robot is its base: with the identity as
+  T_world_camera its wrists are seen from there. NaN where a hand is missing.
   """
-  wrist = T_world_wrist_2x4x4 if T_world_camera is None else geometry.se3_inverse(T_world_camera) @ T_world_wrist_2x4x4
-  rot6d = geometry.so3_to_rot6d(wrist[..., :3, :3])
-  return np.concatenate([wrist[..., :3, 3], rot6d, joints_2xJ], axis=-1).reshape(-1).astype(np.float32)
+  T_camera_wrist = geometry.se3_inverse(T_world_camera)[..., None, :, :] @ T_world_wrist_2x4x4
+  rot6d = geometry.so3_to_rot6d(T_camera_wrist[..., :3, :3])
+  hands = np.concatenate([T_camera_wrist[..., :3, 3], rot6d, joints_2xJ], axis=-1)
+  return hands.reshape(*hands.shape[:-2], -1).astype(np.float32)
 
 
 def normalize_state(state_A, normalizer):
@@ -105,8 +106,8 @@ def normalize_state(state_A, normalizer):
 
   Zero where the training data had no labels: a robot that tells its joints alone has no wrists.
   """
-  hands = np.array(state_A).reshape(2, -1)
-  scaled = normalizer.normalize(state_A).reshape(2, -1)
-  hands[:, :3] /= STATE_METRES
-  hands[:, WRIST_DIM:] = scaled[:, WRIST_DIM:]
-  return np.where(normalizer.observed_A, hands.reshape(-1), 0.0)
+  hands = np.array(state_A).reshape(*state_A.shape[:-1], 2, -1)
+  scaled = normalizer.normalize(state_A).reshape(hands.shape)
+  hands[..., :3] /= STATE_METRES
+  hands[..., WRIST_DIM:] = scaled[..., WRIST_DIM:]
+  return np.where(normalizer.observed_A, hands.reshape(state_A.shape), 0.0)

@@ -139,14 +139,14 @@ class Assembler:
         part = rows[first : first + _TOGETHER]
         # Rows that follow each other are a slice: a plain copy.
         where = slice(part[0], part[-1] + 1) if part[-1] - part[0] == len(part) - 1 else part
-        self._fill_actions(batch, where, [windows[row] for row in part], self.slots[int(number)])
-        self._fill_state(batch, part, [windows[row] for row in part], self.slots[int(number)])
+        self._fill_hands(batch, part, where, [windows[row] for row in part], self.slots[int(number)])
     return batch
 
-  def _fill_actions(self, batch, where, windows, slot):
-    """Rows of one hand."""
+  def _fill_hands(self, batch, rows, where, windows, slot):
+    """Rows of one hand; where: the same rows, as a slice if they follow each other."""
     d, m = self.data, self.model
     wrist, joints, valid, residual = gather(windows, m.horizon, d.stride)
+    self._fill_state(batch, rows, windows, slot, wrist[:, 0], joints[:, 0], valid[:, 0])
     action, mask = actions.make_chunks(wrist, joints, valid)
     action = slot.normalizer.normalize(action)
     if not mask.all():
@@ -159,29 +159,32 @@ class Assembler:
       weight = actions.label_weights(residual[:, 1:], joints.shape[-1], d.residual_soft_m)
       batch.action_weight_BxTxA[where, :, : slot.width] = weight
 
-  def _fill_state(self, batch, rows, windows, slot):
-    """Proprioception of the embodiments that have it: actions.has_state."""
-    for row, window in zip(rows, windows):
-      if not actions.has_state(self.data, window.clip.embodiment):
-        continue
-      state = actions.normalize_state(self._state_of(window), slot.normalizer)
-      if np.isfinite(state).all():  # else a hand is missing, or nobody located a person's camera
-        batch.state_BxS[row, : slot.width] = state
-        batch.state_mask_B[row] = True
+  def _fill_state(self, batch, rows, windows, slot, wrist_Bx2x4x4, joints_Bx2xJ, valid_Bx2):
+    """Proprioception of the rows that have it (actions.has_state), from where their chunks start."""
+    of = [i for i, window in enumerate(windows) if actions.has_state(self.data, window.clip.embodiment)]
+    if not of:
+      return
+    valid = valid_Bx2[of]
+    wrist = np.where(valid[..., None, None], wrist_Bx2x4x4[of], np.nan)
+    joints = np.where(valid[..., None], joints_Bx2xJ[of], np.nan)
+    state = actions.make_state(np.stack([self._state_camera(windows[i], slot) for i in of]), wrist, joints)
+    state = actions.normalize_state(state, slot.normalizer)
+    told = np.isfinite(state).all(axis=-1)  # else a hand is missing, or nobody located a person's camera
+    batch.state_BxS[rows[of][told], : slot.width] = state[told]
+    batch.state_mask_B[rows[of]] = told
 
-  def _state_of(self, window: Window) -> np.ndarray:
-    """Proprioception [A] as actions.make_state has it; NaN where a hand is not valid."""
-    clip, frame = window.clip, window.frame
-    valid = clip.valid_Fx2[frame]
-    wrist = np.where(valid[:, None, None], clip.T_world_wrist_Fx2x4x4[frame], np.nan)
-    joints = np.where(valid[:, None], clip.joints_Fx2xJ[frame], np.nan)
-    camera = clip.T_world_camera_CxNx4x4[0, window.image] if actions.has_camera(self.data, clip.embodiment) else None
-    if camera is not None and clip.embodiment != schema.HUMAN and not np.isfinite(camera).all():
+  def _state_camera(self, window: Window, slot: Slot) -> np.ndarray:
+    """T_world_camera [4, 4] for actions.make_state."""
+    clip = window.clip
+    if not actions.has_camera(self.data, clip.embodiment, slot.normalizer):
+      return np.eye(4, dtype=np.float32)
+    camera = clip.T_world_camera_CxNx4x4[0, window.image]
+    if clip.embodiment != schema.HUMAN and not np.isfinite(camera).all():
       raise UserError(
         f"config.data.base_state: found without {clip.embodiment!r}, whose recordings do not tell where the camera is: "
         "name it there, and its proprioception is seen from the robot's base"
       )
-    return actions.make_state(camera, wrist, joints)
+    return camera
 
 
 def gather(windows: list[Window], horizon: int, stride: int):

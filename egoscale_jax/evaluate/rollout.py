@@ -62,7 +62,7 @@ class Seen:
 
   def state(self, from_camera=True):
     """Proprioception, as data/actions.py has it."""
-    return actions.make_state(self.T_world_camera_4x4 if from_camera else None, self.T_world_wrist_2x4x4, self.joint_targets_2xJ)
+    return actions.make_state(self.T_world_camera_4x4 if from_camera else np.eye(4), self.T_world_wrist_2x4x4, self.joint_targets_2xJ)
 
 
 @dataclasses.dataclass(frozen=True)

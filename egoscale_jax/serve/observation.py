@@ -51,7 +51,8 @@ class Observation:
     base frame is the client's own affair."""
     state = executing = None
     if has_state:
-      state = actions.make_state(self.T_base_camera_4x4, self.T_base_wrist_2x4x4, self.joints_2xJ)
+      camera = np.eye(4) if self.T_base_camera_4x4 is None else self.T_base_camera_4x4
+      state = actions.make_state(camera, self.T_base_wrist_2x4x4, self.joints_2xJ)
     if self.last is not None:
       wrist, joints = self.last
       chunk = Chunk(np.linalg.inv(self.T_base_wrist_2x4x4) @ wrist, joints, ())

@@ -62,7 +62,7 @@ class Robot:
   def fields(self) -> tuple[observation_lib.Field, ...]:
     """Of an observation."""
     data = self.policy.config.data
-    from_camera = self.has_state and actions.has_camera(data, self.embodiment)
+    from_camera = self.has_state and actions.has_camera(data, self.embodiment, self.slot.normalizer)
     return observation_lib.fields(data.cameras, len(self.joint_names[0]), from_camera)
 
 

@@ -130,7 +130,8 @@ class Predictor:
     if actions.has_state(data, footage.embodiment):
       if footage.joints_Fx2xJ is None:
         raise UserError(f"{footage.name}: a recording has no joints, which this policy reads; prepare it and give the shards")
-      camera = footage.T_world_camera_Fx4x4[start] if actions.has_camera(data, footage.embodiment) else None
+      normalizer = self.policy.slot(footage.embodiment).normalizer
+      camera = footage.T_world_camera_Fx4x4[start] if actions.has_camera(data, footage.embodiment, normalizer) else np.eye(4)
       state = actions.make_state(camera, footage.T_world_wrist_Fx2x4x4[start], footage.joints_Fx2xJ[start])
       if not np.all(np.isfinite(state)):
         return np.full((self.horizon, 2, len(keypoints.NAMES), 3), np.nan)

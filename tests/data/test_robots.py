@@ -136,26 +136,31 @@ def test_a_robot_s_wrists_are_seen_from_the_camera_or_as_the_config_says_from_th
 
   from egoscale_jax.data import tokenizer
 
-  def state(clip, **data):
+  def state(clip, has_wrists=True, **data):
     config = tiny.config(prepared.output_dir, **{f"data.{name}": value for name, value in data.items()})
     with config.unlocked():
       config.data.slots = dict(testbot=3)
     prompt = tokenizer.Prompt(tokenizer.build(list(robots.TASKS), 512), 1, tiny.image_tokens(config), config.data.text_tokens)
     assembler = examples.make_assembler(config, prompt, slots.gather(config))
+    observed_A = assembler.slots[3].normalizer.observed_A
+    observed_A[: actions.WRIST_DIM] &= has_wrists
     batch = assembler.fill(assembler.allocate(1), [examples.Window(clip, 2)], np.zeros(1, np.int32))
     assert batch.state_mask_B.all()
-    return batch.state_BxS[0, :9]
+    return batch.state_BxS[0, :11]
 
   clip = next(iter(records(prepared.output_dir)))
   wrist = clip.T_world_wrist_Fx2x4x4[2 * clip.stride, 0]
   seen = geometry.se3_inverse(recordings.T_WORLD_CAMERA.astype(np.float64)) @ wrist
   for found, expected in ((state(clip), seen), (state(clip, base_state=("testbot",)), wrist)):
     np.testing.assert_allclose(found[:3] * actions.STATE_METRES, expected[:3, 3], atol=1e-5)
-    np.testing.assert_allclose(found[3:], expected[:2, :3].reshape(-1), atol=1e-5)
+    np.testing.assert_allclose(found[3:9], expected[:2, :3].reshape(-1), atol=1e-5)
   lost = dataclasses.replace(clip, T_world_camera_CxNx4x4=np.full_like(clip.T_world_camera_CxNx4x4, np.nan))
   np.testing.assert_array_equal(state(lost, base_state=("testbot",)), state(clip, base_state=("testbot",)))
   with pytest.raises(UserError, match=r"config.data.base_state: found without 'testbot', whose recordings do not tell where the camera is"):
     state(lost)
+  joints_alone = state(lost, has_wrists=False)
+  assert not joints_alone[:9].any()
+  np.testing.assert_array_equal(joints_alone[9:], state(clip)[9:])
 
 
 def test_a_named_hand_must_have_the_robot_s_joints(tmp_path):

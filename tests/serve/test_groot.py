@@ -45,7 +45,7 @@ def client(served):
 
 @pytest.fixture(scope="module")
 def served(tiny_run):
-  with serving.running(serving.robot(tiny_run)) as served:
+  with serving.running(serving.robot(tiny_run), rate_limit=1e6) as served:  # a mutated request is refused in less than a millisecond
     yield served
 
 
