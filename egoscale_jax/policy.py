@@ -59,6 +59,11 @@ class Policy:
     self.config = self.run.config
     self._assembler = examples.make_assembler(self.config, self.run.prompt, self.run.statistics)
     self._sample = jax.jit(functools.partial(_sample, self.run.model, self.config.augment))
+    self._picture = tuple(self.config.data.image_size), self.config.data.crop
+    # Made once for each embodiment and each instruction: a robot asks many times with the same.
+    self.slot, self._blank = functools.cache(self._slot_of), functools.cache(self._blank_of)
+    self._prompt = functools.lru_cache(4096)(self.run.prompt)
+    self._free = self._known(None, None)
 
   def __call__(self, images, text, state=None, embodiment="human", seed=0, executing=None):
     """-> Chunk; see Request."""
@@ -75,7 +80,7 @@ class Policy:
     arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
     return np.asarray(self._sample(self.params, *arrays))[: len(rows)]
 
-  def slot(self, embodiment) -> examples.Slot:
+  def _slot_of(self, embodiment) -> examples.Slot:
     """The hand and the normaliser of an embodiment."""
     if embodiment not in self.config.data.slots:
       raise UserError(f"embodiment: found {embodiment!r}, expected one of {sorted(self.config.data.slots)}")
@@ -88,43 +93,59 @@ class Policy:
     pose, joints = actions.split_chunk(slot.normalizer.denormalize(action_TxA[:, : slot.width]), len(names))
     return Chunk(pose, joints, names)
 
-  def _check(self, request, width):
-    images, state, c = request.images, request.state, self.config
-    if len(images) != len(c.data.cameras):
-      raise UserError(f"images: found {len(images)}, expected one for each of the cameras {tuple(c.data.cameras)}")
+  def _check(self, request, slot):
+    images, state, data = request.images, request.state, self.config.data
+    if len(images) != self._blank(request.embodiment).image_mask_BxC.size:
+      raise UserError(f"images: found {len(images)}, expected one for each of the cameras {tuple(data.cameras)}")
     for i, image in enumerate(images):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f"images[{i}]: found {image.dtype} {image.shape}, expected uint8 [height, width, 3]")
-    has_state = actions.has_state(c.data, request.embodiment)
-    if (state is not None) != has_state or (state is not None and np.shape(state) != (width,)):
-      expected = f"[{width}] of actions.make_state" if has_state else f"none: {request.embodiment!r} was trained without"
+    has_state = actions.has_state(data, request.embodiment)
+    if (state is not None) != has_state or (state is not None and np.shape(state) != (slot.width,)):
+      expected = f"[{slot.width}] of actions.make_state" if has_state else f"none: {request.embodiment!r} was trained without"
       raise UserError(f"state: found {'none' if state is None else np.shape(state)}, expected {expected}")
 
   def row(self, request: Request):
     """What `sample` takes of a request: (Batch without its first axis, seed, known [T, A], keep [T]); safe for threads."""
-    c, m, slot = self.config, self.config.model, self.slot(request.embodiment)
-    self._check(request, slot.width)
-    token, token_mask = self.run.prompt(request.text)
-    state = np.zeros(m.state_dim, np.float32)
-    if request.state is not None:
-      state[: slot.width] = actions.normalize_state(np.asarray(request.state, np.float32), slot.normalizer)
-      if not np.isfinite(state).all():  # of what the training data had: a robot with one arm may leave out the other
-        raise UserError("state: found values that are not finite: a hand is missing")
-    observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - slot.width))
-    batch = spec.Batch(
-      image_BxCxYxXx3=np.stack([transforms.fit(image, c.data.image_size, c.data.crop) for image in request.images]),
-      image_mask_BxC=np.ones(len(request.images), bool),
+    slot = self.slot(request.embodiment)
+    self._check(request, slot)
+    token, token_mask = self._prompt(request.text)
+    size, crop = self._picture
+    batch = dataclasses.replace(
+      self._blank(request.embodiment),
+      image_BxCxYxXx3=np.stack([transforms.fit(image, size, crop) for image in request.images]),
       token_BxL=token,
       token_mask_BxL=token_mask,
-      state_BxS=state,
-      state_mask_B=np.asarray(request.state is not None),
+    )
+    if request.state is not None:
+      batch = dataclasses.replace(batch, state_BxS=self._state(request.state, slot))
+    known = self._free if request.executing is None else self._known(request.executing, slot)
+    return batch, np.asarray(request.seed, np.uint32), *known
+
+  def _blank_of(self, embodiment):
+    """What all rows of an embodiment have in common: made once, since a look-up in a ConfigDict costs as much as a picture's check."""
+    c, m, slot = self.config, self.config.model, self.slot(embodiment)
+    observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - slot.width))
+    return spec.Batch(
+      image_BxCxYxXx3=None,
+      image_mask_BxC=np.ones(len(c.data.cameras), bool),
+      token_BxL=None,
+      token_mask_BxL=None,
+      state_BxS=np.zeros(m.state_dim, np.float32),
+      state_mask_B=np.asarray(actions.has_state(c.data, embodiment)),
       action_BxTxA=np.zeros((m.horizon, m.action_dim), np.float32),
       action_mask_BxTxA=np.broadcast_to(observed, (m.horizon, m.action_dim)),
       action_weight_BxTxA=np.ones((m.horizon, m.action_dim), np.float32),
-      embodiment_B=np.asarray(c.data.slots[request.embodiment], np.int32),
+      embodiment_B=np.asarray(c.data.slots[embodiment], np.int32),
       position_B=np.zeros((), np.int32),
     )
-    return batch, np.asarray(request.seed, np.uint32), *self._known(request.executing, slot)
+
+  def _state(self, state_A, slot):
+    state_S = np.zeros(self.config.model.state_dim, np.float32)
+    state_S[: slot.width] = actions.normalize_state(np.asarray(state_A, np.float32), slot.normalizer)
+    if not np.isfinite(state_S).all():  # of what the training data had: a robot with one arm may leave out the other
+      raise UserError("state: found values that are not finite: a hand is missing")
+    return state_S
 
   def _known(self, executing, slot):
     """What is being executed, normalised and padded -> known [T, A], keep [T]: 1 for frozen steps, then falling over the ramp to 0."""

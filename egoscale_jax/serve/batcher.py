@@ -6,6 +6,8 @@ import dataclasses
 import time
 
 _RECENT_S = 1.0  # a client that asked within this is expected to ask again
+_GAIN = 1.1  # a smaller batch must give so many more rows a second, for what is measured under load is not exact
+_FORGET = 1.01  # a size's shortest time grows by this with each call of it, so that a machine that became slower is noticed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,9 @@ class _Waiting:
 class Batcher:
   """Used from one event loop. run(rows, size) -> a value a row, called in a thread of its own, one call at a time.
 
-  A call starts when the model is free and as many requests wait as there are clients who asked within the last second, or the largest
-  batch, or when the first of them has waited for the deadline: a lone robot never waits for company.
+  A call starts when the model is free and as many requests wait as there are clients who asked within the last second, or the best batch,
+  or when the first of them has waited for the deadline: a lone robot never waits for company. The best batch is the size that gives the
+  most rows a second, by its shortest call so far: on a processor the largest does not (measured: 603 rows/s by 16, 525 by 64).
   """
 
   def __init__(self, run, deadline_s: float):
@@ -35,6 +38,7 @@ class Batcher:
     self.sizes = ()  # those that are compiled, rising: they may come one by one
     self._device = concurrent.futures.ThreadPoolExecutor(1, "device")
     self._waiting, self._seen, self._ready, self._alarm = [], {}, asyncio.Event(), None
+    self._shortest_s = {}  # a size
 
   async def sample(self, client, row) -> Sampled:
     """client: whatever tells clients apart."""
@@ -49,7 +53,16 @@ class Batcher:
     return await one.future
 
   def _wanted(self):
-    return min(max(len(self._seen), 1), self.sizes[-1])
+    return min(max(len(self._seen), 1), self._best())
+
+  def _best(self):
+    """The sizes that were not tried yet first, the largest before all."""
+    rows_per_s = {size: size / self._shortest_s[size] if size in self._shortest_s else float("inf") for size in self.sizes}
+    best = self.sizes[-1]
+    for size in reversed(self.sizes):
+      if rows_per_s[size] > _GAIN * rows_per_s[best]:
+        best = size
+    return best
 
   def _ring(self, seconds):
     if self._alarm is not None:
@@ -61,7 +74,8 @@ class Batcher:
     while True:
       await self._ready.wait()
       self._ready.clear()
-      batch, self._waiting = self._waiting[: self.sizes[-1]], self._waiting[self.sizes[-1] :]
+      best = self._best()
+      batch, self._waiting = self._waiting[:best], self._waiting[best:]
       batch = [one for one in batch if not one.future.done()]  # a client that went away
       if batch:
         await self._call(batch)
@@ -83,6 +97,7 @@ class Batcher:
           one.future.set_exception(error)
       return
     took = time.perf_counter() - start
+    self._shortest_s[size] = min(took, _FORGET * self._shortest_s.get(size, float("inf")))
     for one, value in zip(batch, values):
       if not one.future.done():
         one.future.set_result(Sampled(value, len(batch), start - one.since, took))

@@ -32,7 +32,9 @@ class Limits:
       before = bounded[done - 1]
     reach = self.velocity_2xJ * np.float32(step_s)
     for k in range(done, len(bounded)):  # between the last step and a target in range, so in range too
-      bounded[k] = before = np.clip(bounded[k], before - reach, before + reach)
+      # np.clip costs three times as much, and a horizon has forty steps
+      np.minimum(np.maximum(bounded[k], before - reach), before + reach, out=bounded[k])
+      before = bounded[k]
     return bounded
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import gc
 import math
 import os
 import time
@@ -108,6 +109,8 @@ class Service:
     for size in self._sizes:
       if size not in self.batcher.sizes:
         await self.warm(size)
+    gc.collect()
+    gc.freeze()  # what the programs were made with stays: to walk it again and again costs milliseconds
 
   def _blank_state(self):
     return np.zeros(self.robot.slot.width, np.float32) if self.robot.has_state else None

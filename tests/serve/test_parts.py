@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import numpy as np
 import pytest
@@ -192,14 +193,15 @@ def test_sizes():
   assert sizes_up_to(6) == (1, 2, 4, 6)
 
 
-def batched(clients, requests, deadline_s=0.2, fail=False):
-  """-> sizes of the calls, and what each of `requests` rows of each client was told."""
+def batched(clients, requests, deadline_s=0.2, fail=False, took_s=lambda size: 0.002):
+  """-> sizes of the calls, and what each of `requests` rows of each client was told. took_s: of a call."""
   calls = []
 
   def run(rows, size):
     calls.append((len(rows), size))
     if fail and len(calls) == 1:
       raise RuntimeError("a bug")
+    time.sleep(took_s(size))
     return [row * 10 for row in rows]
 
   async def client(made, name):
@@ -228,6 +230,13 @@ def test_requests_share_calls_and_everyone_gets_their_own():
   assert sum(rows for rows, _ in calls) == 45
   assert len(calls) <= 20
   assert all(size == min(s for s in (1, 2, 4) if s >= rows) for rows, size in calls)
+
+
+def test_the_batch_is_of_the_size_that_gives_the_most_rows():
+  calls, found = batched(clients=9, requests=20, took_s=lambda size: 0.03 if size == 4 else 0.003)
+  assert found == [[10 * (100 * name + i) for i in range(20)] for name in range(9)]
+  assert 1 <= sum(size == 4 for _, size in calls) <= 3  # tried, and found to be slow
+  assert sum(size == 2 for _, size in calls) > 70
 
 
 def test_a_lone_client_waits_for_nobody():
