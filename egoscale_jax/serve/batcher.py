@@ -52,6 +52,10 @@ class Batcher:
       self._ring(self._deadline_s)
     return await one.future
 
+  def took(self, size, seconds):
+    """Of a call with this many rows."""
+    self._shortest_s[size] = min(seconds, _FORGET * self._shortest_s.get(size, float("inf")))
+
   def _wanted(self):
     return min(max(len(self._seen), 1), self._best())
 
@@ -97,7 +101,7 @@ class Batcher:
           one.future.set_exception(error)
       return
     took = time.perf_counter() - start
-    self._shortest_s[size] = min(took, _FORGET * self._shortest_s.get(size, float("inf")))
+    self.took(size, took)
     for one, value in zip(batch, values):
       if not one.future.done():
         one.future.set_result(Sampled(value, len(batch), start - one.since, took))
