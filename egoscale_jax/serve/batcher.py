@@ -7,7 +7,6 @@ import time
 
 _RECENT_S = 1.0  # a client that asked within this is expected to ask again
 _GAIN = 1.1  # a smaller batch must give so many more rows a second, for what is measured under load is not exact
-_FORGET = 1.01  # a size's shortest time grows by this with each call of it, so that a machine that became slower is noticed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Batcher:
 
   def took(self, size, seconds):
     """Of a call with this many rows."""
-    self._shortest_s[size] = min(seconds, _FORGET * self._shortest_s.get(size, float("inf")))
+    self._shortest_s[size] = min(seconds, self._shortest_s.get(size, float("inf")))
 
   def _wanted(self):
     return min(max(len(self._seen), 1), self._best())
