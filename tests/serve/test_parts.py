@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 
 import numpy as np
 import pytest
@@ -195,13 +194,13 @@ def test_sizes():
 
 def batched(clients, requests, deadline_s=0.2, fail=False, took_s=lambda size: 0.002):
   """-> sizes of the calls, and what each of `requests` rows of each client was told. took_s: of a call."""
-  calls = []
+  calls, now = [], [0.0]
 
   def run(rows, size):
     calls.append((len(rows), size))
     if fail and len(calls) == 1:
       raise RuntimeError("a bug")
-    time.sleep(took_s(size))
+    now[0] += took_s(size)
     return [row * 10 for row in rows]
 
   async def client(made, name):
@@ -214,7 +213,7 @@ def batched(clients, requests, deadline_s=0.2, fail=False, took_s=lambda size: 0
     return found
 
   async def main():
-    made = batcher.Batcher(run, deadline_s)
+    made = batcher.Batcher(run, deadline_s, lambda: now[0])
     made.sizes = (1, 2, 4)
     work = asyncio.create_task(made.work())
     found = await asyncio.wait_for(asyncio.gather(*(client(made, name) for name in range(clients))), 30)
