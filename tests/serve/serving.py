@@ -65,7 +65,8 @@ def running(robot, **settings):
       yield Served(robot, told["address"])
   finally:
     if not failed:
-      told["loop"].call_soon_threadsafe(told["stop"].set)
+      with contextlib.suppress(RuntimeError):  # the loop is closed: a client's kill was first
+        told["loop"].call_soon_threadsafe(told["stop"].set)
     running.join(60)
     assert not running.is_alive(), "the server did not drain"
   if failed:
