@@ -43,8 +43,8 @@ class Front(http.server.ThreadingHTTPServer):
     self.server_address = self.socket.getsockname()
 
   def handle_error(self, request, client_address):
-    """A browser that went away is no news; a bug is."""
-    if not isinstance(sys.exception(), ConnectionError):
+    """A browser that went away is no news, nor is rerun's server, which ends with the command; a bug is."""
+    if not isinstance(sys.exception(), ConnectionError | http.client.IncompleteRead):
       super().handle_error(request, client_address)
 
 

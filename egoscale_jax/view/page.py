@@ -36,7 +36,7 @@ class Page:
       self._log(path, rr.SeriesLines(colors=curve.colour, names=path.rsplit("/", 1)[1], widths=1.5))
     for path, lane in line.lanes.items():
       for frame, state in lane.rows:
-        self._log(path, rr.StateChange(state=state) if state else rr.StateChange.from_fields(clear_unset=True), frame)
+        self._log(path, rr.StateChange(state=state or ""), frame)
     for path, curve in line.curves.items():
       for frame, value in curve.rows:
         self._log(path, rr.Scalars(value), frame)
@@ -92,7 +92,7 @@ def layout(scene, line):
   curves = [rrb.TimeSeriesView(origin=kind, name=titles[kind], axis_y=spans.get(kind)) for kind in kinds]
   lanes = rrb.StateTimelineView(origin="/", contents=["labels/**", "findings/**"], name="labels and what the doctor found")
   right = rrb.Vertical(
-    world, lanes, *([rrb.Horizontal(*curves)] if curves else []), row_shares=[5, 0.7 + 0.35 * len(line.lanes), *([1.6] if curves else [])]
+    world, lanes, *([rrb.Horizontal(*curves)] if curves else []), row_shares=[6, 0.9 + 0.42 * len(line.lanes), *([1.7] if curves else [])]
   )
   cameras = views[0] if len(views) == 1 else rrb.Grid(*views)
   left = rrb.Vertical(cameras, rrb.TextDocumentView(origin="about", name="what is shown"), row_shares=[3, 2])

@@ -148,7 +148,7 @@ def viewpoint(scene) -> tuple[np.ndarray, np.ndarray] | None:
   eye, left = np.median(poses[:, :3, 3], axis=0), -poses[len(poses) // 2, :3, 0]
   distance = np.linalg.norm(target - eye)
   away = geometry.normalize(eye - target + 1.1 * distance * left + 0.25 * distance * up(scene))
-  return target + max(0.6, 1.4 * distance) * away, target
+  return target + max(0.6, 1.55 * distance) * away, target
 
 
 def _tips(points_TxPx3):
