@@ -90,10 +90,13 @@ def layout(scene, line):
   titles = {"quality/confidence": "confidence of the keypoints", "quality/residual_mm": "fingertips off the human's, mm"}
   spans = {"quality/confidence": rrb.ScalarAxis(range=(-0.02, 1.05))}
   curves = [rrb.TimeSeriesView(origin=kind, name=titles[kind], axis_y=spans.get(kind)) for kind in kinds]
-  lanes = rrb.StateTimelineView(origin="/", contents=["labels/**", "findings/**"], name="labels and what the doctor found")
-  right = rrb.Vertical(
-    world, lanes, *([rrb.Horizontal(*curves)] if curves else []), row_shares=[6, 0.9 + 0.42 * len(line.lanes), *([1.7] if curves else [])]
-  )
+  rows = [(world, 6)]
+  if line.lanes:
+    lanes = rrb.StateTimelineView(origin="/", contents=["labels/**", "findings/**"], name="labels and what the doctor found")
+    rows.append((lanes, 0.9 + 0.42 * len(line.lanes)))
+  if curves:
+    rows.append((rrb.Horizontal(*curves), 1.7))
+  right = rrb.Vertical(*(view for view, _ in rows), row_shares=[share for _, share in rows])
   cameras = views[0] if len(views) == 1 else rrb.Grid(*views)
   left = rrb.Vertical(cameras, rrb.TextDocumentView(origin="about", name="what is shown"), row_shares=[3, 2])
   return rrb.Blueprint(
@@ -116,21 +119,19 @@ def legend(scene, policy) -> str:
     f"### {scene.text or '(no instruction)'}",
     f"`{scene.name}`, {scene.embodiment}, {scene.num_frames} frames, {seconds:.1f} s",
     "",
-    "- **blue** left, **orange** right: the hand as recorded; before it, the paths that wrist and fingertips took next",
+    "- **blue** left, **orange** right: the hands as recorded (a robot's: axes at its wrists), and the paths that they took next",
   ]
   if scene.hand:
-    rows.append(f"- **pale, thick**: the robot hand `{scene.hand}` with the joints of the labels")
+    rows.append(f"- **pale, thick**: the robot hand `{scene.hand}`{' with the joints of the labels' if scene.labelled else ''}")
   if policy:
     rows.append(f"- **magenta** left, **lime** right: what {policy} said at this frame: their paths, and the hands at the end of the chunk")
-  rows.append("- lanes: frames with a **label**, and the doctor's findings: `rejected`, `masked`, `warning`")
+  if scene.labelled:
+    rows.append("- lanes: frames with a **label**, and the doctor's findings: `rejected`, `masked`, `warning`")
   return "\n".join(rows)
 
 
 def _up(scene):
   """The world's axes do not say where up is (data/schema.py): the camera does."""
-  names = [[rr.ViewCoordinates.RIGHT_HAND_X_DOWN, rr.ViewCoordinates.RIGHT_HAND_X_UP]]
-  names += [[rr.ViewCoordinates.RIGHT_HAND_Y_DOWN, rr.ViewCoordinates.RIGHT_HAND_Y_UP]]
-  names += [[rr.ViewCoordinates.RIGHT_HAND_Z_DOWN, rr.ViewCoordinates.RIGHT_HAND_Z_UP]]
   axis = timeline_lib.up(scene)
   which = int(np.abs(axis).argmax())
-  return names[which][int(axis[which] > 0)]
+  return getattr(rr.ViewCoordinates, f"RIGHT_HAND_{'XYZ'[which]}_{'UP' if axis[which] > 0 else 'DOWN'}")

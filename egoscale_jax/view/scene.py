@@ -58,6 +58,7 @@ class Scene:
   residual_m_Fx2: np.ndarray
   valid_Fx2: np.ndarray
   findings: tuple[findings.Finding, ...]
+  labelled: bool = True  # a rollout is not
   chunks: tuple[Chunk, ...] = ()  # of a rollout; those of a checkpoint are predicted when the page is up
 
   @property
@@ -201,6 +202,7 @@ def of_rollout(folder, episode=0) -> Scene:
     schema.missing(frames, 2),
     np.ones((frames, 2), bool),
     (),
+    False,
     tuple(_planned(told, hand)),
   )
 

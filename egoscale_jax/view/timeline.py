@@ -70,7 +70,8 @@ def make(scene) -> Timeline:
     for quality, value_F in numbers.items():
       rows = [(frame, float(value)) for frame, value in enumerate(value_F) if np.isfinite(value)]
       line.curves[f"quality/{quality}/{name}"] = Curve(draw.SIDE_COLOURS[side], rows)
-    line.lanes[f"labels/{name}"] = Lane(LABEL, _changes([VALID if valid else INVALID for valid in scene.valid_Fx2[:, side]]))
+    if scene.labelled:
+      line.lanes[f"labels/{name}"] = Lane(LABEL, _changes([VALID if valid else INVALID for valid in scene.valid_Fx2[:, side]]))
   for number, camera in enumerate(scene.cameras):
     path = camera.T_world_camera_Fx4x4[:, :3, 3]
     line.strips[f"world/path/{number}"] = Strips(CAMERA, 0.0012, rows=[(0, _runs(path))])

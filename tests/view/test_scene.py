@@ -244,6 +244,7 @@ def test_a_rollout_has_its_own_chunks(rollout):
   assert len(scene.cameras[0].jpeg_N) == 16
   second = scene.chunks[1]
   assert (second.frame, list(second.frame_T)) == (8, [10, 12, 14, 16])
+  assert timeline.make(scene).lanes == {}  # nothing of it is a label
   start = scene.T_world_wrist_Fx2x4x4[8, 1]
   np.testing.assert_allclose(second.keypoints_Tx2xPx3[:, 1, 0], start[:3, 3] + 0.02 * np.arange(1, 5)[:, None] * start[:3, 0], atol=1e-6)
   with pytest.raises(UserError, match=r"--episode=2: .* holds 2 episodes"):
