@@ -8,7 +8,7 @@ import recordings
 import simplejpeg
 
 from egoscale_jax import geometry
-from egoscale_jax.data import manifest, schema
+from egoscale_jax.data import manifest, prepare, schema
 from egoscale_jax.data import shards as shards_lib
 from egoscale_jax.data.findings import Finding
 from egoscale_jax.errors import UserError
@@ -80,6 +80,28 @@ def test_findings_come_with_the_shards(shards, monkeypatch):
   monkeypatch.setattr(manifest, "load", lambda _: told)
   (finding,) = scene_lib.of_shards(shards, 4).findings[-1:]
   assert (finding.name, finding.spans) == ("jump", ((2, 4),))
+
+
+def test_two_cameras_and_a_stride(tmp_path):
+  """Each camera has its own pictures, every third frame; labels are of every frame."""
+  frames = 50
+  made = recordings.robot(frames)
+  views = [
+    schema.View(name, tuple(recordings.jpeg(i + shift) for i in range(frames)), (180, 320), recordings.INTRINSICS, pose)
+    for name, shift, pose in (("head", 0, made.T_world_camera_Fx4x4), ("wrist", 60, None))
+  ]
+  made = dataclasses.replace(made, **schema.views(*views))
+  source = recordings.Cached({schema.Recording("pour/0", ("/none/a.hdf5",)): made})
+  prepare.prepare(source, "in", tmp_path / "out", validation=0.0, stride=3)
+  scene = scene_lib.of_shards(tmp_path / "out")
+  assert [camera.name for camera in scene.cameras] == ["head", "wrist"]
+  for camera, jpeg_F in zip(scene.cameras, made.jpeg_CxF):
+    assert camera.jpeg_N == jpeg_F[::3]
+  np.testing.assert_array_equal(scene.cameras[0].T_world_camera_Fx4x4, made.T_world_camera_Fx4x4)
+  np.testing.assert_array_equal(scene.T_world_wrist_Fx2x4x4, made.T_world_wrist_Fx2x4x4)
+  footage = scene.footage()
+  assert (footage.rate_hz, footage.stride, len(footage.jpeg_F)) == (10.0, 3, 17)
+  np.testing.assert_array_equal(footage.joints_Fx2xJ, made.joints_Fx2xJ[::3])
 
 
 def test_a_split_and_an_episode_out_of_range(shards):

@@ -1,5 +1,6 @@
 """`egoscale view --web` as a person meets it: which folder is what, one line for every mistake, and what reaches rerun at which time."""
 
+import dataclasses
 import socket
 import sys
 
@@ -96,15 +97,16 @@ class FakeStream:
 def test_what_is_logged_at_which_time(needs_rerun):
   from egoscale_jax.view import page as page_lib
 
-  scene = a_scene(findings=(Finding("jump", "masked", "left", 2, 2, 3, "", ((2, 3),)),))
+  scene = a_scene(findings=(Finding("jump", "masked", "left", 2, 2, 3, "", ((2, 3),)),), stride=2)
+  scene = dataclasses.replace(scene, cameras=(dataclasses.replace(scene.cameras[0], jpeg_N=scene.cameras[0].jpeg_N[::2]),))
   scene.keypoints_Fx2xPx3[5, 0] = np.nan
   stream = FakeStream()
   page = page_lib.Page(stream, scene)
   page.show("the policy")
   told = stream.told
   frames = lambda path: [frame for frame, _ in told[path]]  # noqa: E731
-  assert frames("world/camera/head") == [None, *range(F), *range(F)]  # the lens, the poses, the pictures
-  pictures = [bytes(what.blob.as_arrow_array()[0].as_py()) for frame, what in told["world/camera/head"][-F:]]
+  assert frames("world/camera/head") == [None, *range(F), *range(0, F, 2)]  # the lens, the poses, every second picture
+  pictures = [bytes(what.blob.as_arrow_array()[0].as_py()) for frame, what in told["world/camera/head"][-F // 2 :]]
   assert pictures == list(scene.cameras[0].jpeg_N)
   assert frames("world/human/left") == frames("world/human/left/points") == list(range(F))
   count = [len(what.positions.as_arrow_array()) for _, what in told["world/human/left/points"]]
