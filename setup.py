@@ -47,6 +47,7 @@ setuptools.setup(
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "serve": ["msgpack>=1.1", "prometheus-client>=0.22", "pyzmq>=27", "websockets>=15"],
+    "web": ["rerun-sdk>=0.41"],  # its views of states are young: older ones lack them
     "beam": ["apache-beam>=2.77"],  # holds protobuf at 6.33 and pyarrow at 25
     "dev": ["apache-beam>=2.77", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14"],
   },

@@ -214,13 +214,22 @@ def parser(functions):
 
   sub = verb(
     "view",
-    "Frames with projected keypoints; with --workdir the true and the predicted chunks too; human and robot hand of a result.",
-    "egoscale view --input=shards --output=hands.mp4",
+    "Frames with projected keypoints; with --workdir the true and the predicted chunks too; human and robot hand of a result. Or a page.",
+    "egoscale view --input=shards --output=hands.mp4\n  egoscale view --input=runs/try --web",
   )
-  sub.add_argument("--input", required=True, metavar="PATH", help="a shards folder, a recording's .hdf5, or an .npz of retarget")
+  sub.add_argument(
+    "--input",
+    required=True,
+    metavar="PATH",
+    help="shards, a recording's .hdf5, an .npz of retarget; --web: a work directory, a rollout",
+  )
   sub.add_argument("--source", choices=SOURCES, help="--input is a folder of recordings of this format")
   sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
-  sub.add_argument("--output", required=True, metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
+  way = sub.add_mutually_exclusive_group(required=True)
+  way.add_argument("--output", metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
+  way.add_argument("--web", action="store_true", help="a page with the video, the hands in 3-D, chunks and findings (docs/view.md)")
+  sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="of --web, to listen at (default 127.0.0.1; 0.0.0.0: all)")
+  sub.add_argument("--port", type=int, default=8080, metavar="N", help="of --web (default 8080; 0: a free one)")
   sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a folder (default 0)")
   sub.add_argument("--workdir", metavar="DIR", help="a work directory of `egoscale train`")
 

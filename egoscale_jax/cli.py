@@ -198,6 +198,13 @@ def serve(arguments):
 
 
 def view(arguments):
+  if arguments.web:
+    from egoscale_jax.view import web
+
+    source = _source(arguments.source) if arguments.source else None
+    given = arguments.episode, source, arguments.columns, arguments.workdir, arguments.host, arguments.port
+    web.view(arguments.input, *given)
+    return
   if pathlib.Path(arguments.input).suffix == ".npz" and not arguments.source:
     from egoscale_jax.view import hands
 

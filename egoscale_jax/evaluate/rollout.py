@@ -20,7 +20,7 @@ import numpy as np
 from egoscale_jax import geometry, progress
 from egoscale_jax.data import actions, workers
 from egoscale_jax.errors import UserError
-from egoscale_jax.sim import record
+from egoscale_jax.evaluate import film as film_lib
 from egoscale_jax.sim.bench import RATE_HZ, bodies, episode, looks, tasks
 
 VIDEO_SIZE = 192  # pixels
@@ -102,6 +102,7 @@ class Chunked:
     while True:
       start = world.T_world_wrist_2x4x4
       chunk = self.predict(see(), pending)
+      trial.plans.append((chunk, self.stride))
       steps = min(self.execute, len(chunk.joints_Tx2xJ))
       for k in range(steps):
         yield from _step(world, start @ chunk.T_start_wrist_Tx2x4x4[k], chunk.joints_Tx2xJ[k], self.stride)
@@ -153,12 +154,12 @@ def baseline(name):
 
 
 def run_trial(make_agent, settings, film, place):
-  """One trial -> its row; place: (task, number). film: its pictures too, under "pictures"."""
+  """One trial -> its row; place: (task, number). film: what evaluate/film.py saw of it too, under "film"."""
   name, number = place
   trial = episode.start(tasks.TASKS[name], bodies.BODIES[settings.body], settings.split, settings.seed * 1_000_000 + number)
   camera = episode.Camera(trial, settings.image_size)
-  witness = episode.Camera(trial, VIDEO_SIZE) if film else None
-  world, digest, pictures = trial.world, hashlib.sha256(), []
+  witness = film_lib.Film(trial, VIDEO_SIZE) if film else None
+  world, digest = trial.world, hashlib.sha256()
   key = zlib.crc32(f"{name}/{trial.seed}".encode())
 
   def see():
@@ -170,7 +171,7 @@ def run_trial(make_agent, settings, film, place):
   frame, last = 0, round(trial.task.seconds * RATE_HZ)
   for command in _agent(make_agent)(trial, see):
     if film:
-      pictures.append(witness.picture(witness.pose()))
+      witness.see()
     if trial.success or frame == last:
       break
     trial.step(*command)
@@ -179,7 +180,7 @@ def run_trial(make_agent, settings, film, place):
   row = {"task": name, "trial": number, "seed": trial.seed, "score": trial.score, "success": trial.success, "frames": frame}
   row |= {"reached": [stage for stage, _ in trial.task.rubric if stage in trial.reached], "text": trial.goal["text"]}
   row |= {"digest": digest.hexdigest()[:32]}
-  return row | ({"pictures": np.stack(pictures)} if film else {})
+  return row | ({"film": witness.content()} if film else {})
 
 
 @functools.cache
@@ -219,7 +220,7 @@ def _run(make_agent, settings, film, places, num_workers):
 
 
 def _videos(make_agent, settings, rows, output, num_workers):
-  """Of the best, the median and the worst trial of each task: they are run again, to the bit."""
+  """Of the best, the median and the worst trial of each task: they are run again, to the bit. An .npz beside each (film.py)."""
   chosen = {}
   for name in settings.tasks:
     order = sorted((row for row in rows if row["task"] == name), key=lambda row: (-row["score"], row["frames"], row["trial"]))
@@ -230,7 +231,7 @@ def _videos(make_agent, settings, rows, output, num_workers):
     if row["digest"] != first["digest"]:
       raise RuntimeError(f"{place}: run again it went another way: digest {row['digest']}, before {first['digest']}")
     for what in names:
-      record.write_mp4(output / f"{place[0]}_{what}_{place[1]:03d}.mp4", row["pictures"], RATE_HZ)
+      film_lib.save(row["film"], output / f"{place[0]}_{what}_{place[1]:03d}.mp4")
 
 
 def wilson(successes, trials, z=1.96) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import pytest
 
 from egoscale_jax import geometry, policy
 from egoscale_jax.errors import UserError
-from egoscale_jax.evaluate import rollout
+from egoscale_jax.evaluate import film, rollout
 from egoscale_jax.sim.bench import bodies, episode, tasks
 
 SETTINGS = rollout.Settings(("drawer",), trials=2)
@@ -63,6 +63,30 @@ def test_chunks_are_carried_out_from_where_the_wrists_were():
   np.testing.assert_allclose(pending.T_start_now_2x4x4, np.stack([pose[2]] * 2), atol=1e-9)
 
 
+def test_a_film_has_every_chunk_with_the_frame_it_was_asked_at(tmp_path):
+  """And what happened then is the chunk: the wrists, carried, are at its steps."""
+  trial = episode.start(tasks.TASKS["drawer"], bodies.BODIES["human"], "train", 0)
+  step = np.eye(4)
+  step[:3, 3] = (0.01, 0, 0.004)
+  pose = np.stack([np.linalg.matrix_power(step, k + 1) for k in range(4)])
+  joints = np.repeat(trial.world.joint_targets_2xJ[None], 4, axis=0)
+  agent = rollout.Chunked(lambda seen, pending: Chunk(np.stack([pose, pose], axis=1), joints), execute=2, stride=2)
+  seen, commands = film.Film(trial, 32), agent(trial, lambda: None)
+  for _ in range(7):
+    command = next(commands)
+    seen.see()
+    trial.step(*command)
+  film.save(seen.content(), tmp_path / "film.mp4")
+  told = film.load(tmp_path / "film.npz")
+  assert (list(told["plan_frame"]), told["plan_stride"], str(told["hand"])) == ([0, 4], 2, "")
+  for frame, plan in zip(told["plan_frame"][:1], told["plan_wrist"]):
+    for k in range(2):
+      due = told["T_world_wrist"][frame] @ plan[k]
+      np.testing.assert_allclose(told["T_world_wrist"][frame + 2 * (k + 1)], due, atol=1e-5)
+  wrist_2x3 = told["keypoints"][:, :, 0]
+  np.testing.assert_allclose(wrist_2x3, told["T_world_wrist"][..., :3, 3], atol=0.002)  # of a human, its own keypoints
+
+
 @pytest.fixture(scope="module")
 def replayed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("replay") / "out"
@@ -89,6 +113,9 @@ def test_videos_of_best_median_and_worst(replayed):
     with av.open(str(folder / name)) as container:
       frames = sum(1 for _ in container.decode(video=0))
     assert frames == rows[int(name.split("_")[2][:3])]["frames"] + 1
+    told = film.load((folder / name).with_suffix(".npz"))
+    assert len(told["T_world_wrist"]) == len(told["joints"]) == len(told["T_world_camera"]) == frames
+    assert (str(told["hand"]), len(told["plan_frame"])) == ("sharpa_wave", 0)  # a baseline plans nothing
 
 
 def test_same_seeds_same_trials_for_any_number_of_processes(replayed, tmp_path):

@@ -36,6 +36,7 @@ class Trial:
   T_world_camera_4x4: np.ndarray  # at the beginning; a robot's stays there
   rest_2x4x4: np.ndarray
   reached: set
+  plans: list = dataclasses.field(default_factory=list)  # (chunk, stride) of an agent that plans, in the order in which it did
 
   def step(self, T_world_wrist_2x4x4, joints_2xJ):
     """One frame of the world, and what it reaches."""
