@@ -18,7 +18,7 @@ def get_config(mode=""):
     seeds=(0, 1, 2),
     sizes=dict(),  # by name, what a size sets of `model` and `optim`; the rest is the same for all
     passes=0.0,  # how often each frame is seen at equal passes; 0: as often as config.steps make of the largest subset
-    validations=10,  # of each run, evenly over its steps; the least loss counts
+    validations=5,  # of each run, evenly over its steps; the least loss counts
   )
   small(config) if mode in ("", "small") else micro(config)
   if mode == "debug":
@@ -61,12 +61,12 @@ def micro(config):
     whole=dict(),
   )
   config.batch_size = 16
-  config.steps = 4000
+  config.steps = 3000
   config.flow_draws = 2
   config.optim.learning_rate = 1.5e-3
   config.log_every = 100
   config.checkpoint_every = 500
-  config.validation.update(episodes=50, times=10, draws=16, batch_size=50)
+  config.validation.update(episodes=24, times=10, draws=16, batch_size=48)
 
 
 def small(config):

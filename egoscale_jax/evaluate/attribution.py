@@ -1,8 +1,8 @@
 """Which training data helps a target: similarity of gradients at a checkpoint.
 
 A small step of gradient descent on a group's data changes the target's validation loss, to first order, by -rate x (group's gradient .
-target's gradient). So a group's *effect* is that product, over the target's with itself: 1 is as good as training on the target, 0 no help, below 0
-it does harm. It says what the next step does at this checkpoint, not what a run without the group would have become.
+target's gradient). So a group's *effect* is that product, over the target's with itself: 1 is as good as training on the target, 0 no help,
+below 0 it does harm. It says what the next step does at this checkpoint, not what a run without the group would have become.
 
 Every batch has its own episodes, so batches are independent, and products are of different batches only: without the bias that a
 gradient's noise has with itself. Intervals are 95 % of a bootstrap over the batches of the group and of the target. Memory: as many
@@ -134,12 +134,11 @@ def rank(loss, learned, assembler, config, goal, found, batches, seed=0) -> dict
   own = _between(gram)
   if not own > 0:
     raise UserError(f"{goal.name}: its gradient cannot be told from zero with {len(gram)} batches of {size}, expected more --batches")
-  products = {}
+  rows = []
   with progress.bar(len(found), "attribute", "group") as bar:
     for group in found:
-      products[group] = _products(goal_MxP, gradients(group, seed))
+      rows.append(_row(group, *_products(goal_MxP, gradients(group, seed)), own))
       bar.update()
-  rows = [_row(group, *products[group], own) for group in found]
   told = {"target": goal.name, "target_episodes": len(goal.episodes), "batches": batches, "batch_size": size}
   return told | {"groups": [row for kind in (SOURCES, TASKS) for row in _ranked(rows, kind)]}
 

@@ -4,15 +4,16 @@
 workdir/study.json                 the config and the data that it began with
         runs/NAME/ logs/NAME.log   each an ordinary work directory of `egoscale train`
         done/NAME                  this run is complete, and not touched again
-        runs.jsonl scaling.json    a line a complete run; laws and tables. The same bytes, however often it was stopped
+        runs.jsonl scaling.json    a line a complete run; laws and tables; the same bytes, however often it stopped
         costs.json                 seconds of training, of this machine
 ```
-A run's loss is the action MSE of its fixed-noise validation, the least of its validations ("optimal loss", paper section 3.3), read from its
-own metrics.jsonl; the last one's is told beside it.
+A run's loss is the action MSE of its fixed-noise validation, the least of its validations ("optimal loss", paper section 3.3), read from
+its own metrics.jsonl; the last one's is told beside it.
 """
 
 import contextlib
 import fcntl
+import functools
 import json
 import math
 import pathlib
@@ -139,9 +140,12 @@ def _laws(cells, rows):
             f"{different} subsets of the hours are complete, of {wanted} runs {len(chosen)}; a law takes {laws.LEAST['log']}"
           )
         else:
-          entry[kind] = laws.summary(kind, fit, hours, loss, names)
+          entry[kind] = _summary(kind, fit, tuple(hours), tuple(loss), tuple(names))
       found.append(entry)
   return found
+
+
+_summary = functools.cache(laws.summary)  # a run that is added changes one budget and size, or two
 
 
 def _subsets(cells):

@@ -1,4 +1,4 @@
-"""The page of a scaling study: `egoscale scaling` writes it after every run, complete or not. One HTML file that needs nothing beside it."""
+"""The page of a scaling study, written after every run, complete or not: one HTML file that needs nothing beside it."""
 
 import base64
 import html
@@ -71,8 +71,9 @@ def _results(told):
   asked = f"{first['points']} held-out queries x {first['draws']} samples, the same points and noise in every run"
   law_text = (
     f"A dot is a run: its least validation loss ({asked}). Line and band: L = a &minus; b ln D with its 95 % interval; dashed: "
-    "L = c + a D<sup>&minus;p</sup>; D in hours. At <i>equal steps</i> every run has as many steps, and sees a small subset more often; at "
-    "<i>equal passes</i> every frame is seen as often, in fewer steps where there are fewer hours. Their runs on all the hours are the same."
+    "L = c + a D<sup>&minus;p</sup>; D in hours. At <i>equal steps</i> every run has as many steps, and sees a small subset more "
+    "often; at <i>equal passes</i> every frame is seen as often, in fewer steps where there are fewer hours. The runs on all the hours "
+    "are of both."
   )
   better = min(first["hold_still_mse"], first["mean_chunk_mse"])
   law_text += f" The better baseline (hold still, mean chunk) has {better:.4f}."
@@ -130,8 +131,8 @@ def _allocation(told):
       cells.append((f"{cell['hours']:.3g} h: {cell['loss']:.4f}{mark}", "n best" if size == row["best"] else "n"))
     rows.append(cells)
   text = (
-    "<p>At equal training FLOPs (matrix products, counted from the config) a smaller model is trained on more hours. Hours and the loss that the "
-    "size's log law at equal passes gives for them; bold: the least of those within the measured hours; * outside of them.</p>"
+    "<p>At equal training FLOPs (matrix products, counted from the config) a smaller model is trained on more hours. The hours, and "
+    "the loss that the size's log law at equal passes gives; bold: the least of those within the measured hours; * outside of them.</p>"
   )
   return text + _table([n("training FLOPs"), *(n(size) for size in told["sizes"])], rows)
 
@@ -143,15 +144,15 @@ def _how(told, config, command):
     for size, v in told["sizes"].items()
   ]
   facts = (
-    f"egoscale_jax {egoscale_jax.__version__}, {_commit()}; {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    f"egoscale_jax {egoscale_jax.__version__}, {_commit()}; Python {platform.python_version()}, {platform.system()} {platform.machine()}"
   )
   runs = [_run_row(row, told["costs"][row["name"]]) for row in told["rows"]]
   head = ["run", n("hours"), n("steps"), n("passes"), n("loss"), n("at step"), n("last loss"), n("FLOPs"), n("seconds")]
   passes = [n(f"{row['steps'] * config.batch_size / row['frames']:.2f}") for row in told["rows"]]
   runs = [[*row[:3], told_passes, *row[3:]] for row, told_passes in zip(runs, passes)]
   return (
-    f"<h2>How it was made</h2><p><code>{html.escape(command)}</code></p><p>{html.escape(facts)}. Training steps took {hours:.2f} hours in all"
-    " (without compiling, validation and waiting for data).</p>"
+    f"<h2>How it was made</h2><p><code>{html.escape(command)}</code></p><p>{html.escape(facts)}. Training steps took {hours:.2f} hours in "
+    "all (without compiling, validation and waiting for data).</p>"
     + _table(["size", n("parameters"), n("FLOPs an example"), n("mean seconds a run")], sizes)
     + f"<details><summary>All {len(runs)} runs</summary>{_table(head, runs)}</details>"
   )
