@@ -199,6 +199,7 @@ def parser(functions):
     "--target", default="", metavar="DIR", help="--attribute: shards whose validation split is the target (default: its own)"
   )
   sub.add_argument("--batches", type=int, default=8, metavar="N", help="--attribute: of each group and of the target (default 8)")
+  sub.add_argument("--batch_size", type=int, default=0, metavar="N", help="--attribute: (default: the run's validation.batch_size)")
 
   sub = verb("serve", "A policy server for robots: openpi's and GR00T's clients.", "egoscale serve --checkpoint=runs/quickstart")
   sub.add_argument("--checkpoint", required=True, metavar="DIR", help="a work directory of `egoscale train` or `egoscale convert`")

@@ -212,7 +212,7 @@ def _attribute(arguments):
     raise UserError("--attribute: found --config too, expected --workdir alone, which has its own")
   from egoscale_jax.view import attribution
 
-  told, output = attribution.attribute(arguments.workdir, arguments.target, arguments.batches)
+  told, output = attribution.attribute(arguments.workdir, arguments.target, arguments.batches, arguments.batch_size)
   print("\n".join(attribution.lines(told)))
   print(f"wrote {output}")
 

@@ -110,15 +110,16 @@ def batch(assembler, fold, size, seed, number):
   return assembler.fill(made, windows, (number * size + np.arange(size)).astype(np.int32))
 
 
-def rank(loss, learned, assembler, config, goal, found, batches, seed=0) -> dict:
-  """loss(learned, batch, seed) -> scalar; learned: a tree, of which gradients are taken. goal, found: of `target` and `groups`.
+def rank(loss, learned, assembler, goal, found, batches, size, seed=0) -> dict:
+  """loss(learned, batch, seed) -> scalar; learned: a tree, of which gradients are taken. goal, found: `target`, `groups`; size: of a batch.
 
   -> {target, batches, batch_size, groups: [row]}, of each kind the most helpful first. row: kind, name, hours, episodes, batches, effect,
   effect_95, cosine, rank; None where there are too few batches.
   """
   if batches < LEAST_BATCHES:
     raise UserError(f"--batches: found {batches}, expected at least {LEAST_BATCHES}")
-  size = config.validation.batch_size
+  if size < 1:
+    raise UserError(f"--batch_size: found {size}, expected at least 1")
 
   @jax.jit
   def gradient(learned, batch, seed):
@@ -133,7 +134,9 @@ def rank(loss, learned, assembler, config, goal, found, batches, seed=0) -> dict
   gram = np.asarray(goal_MxP @ goal_MxP.T, np.float64)
   own = _between(gram)
   if not own > 0:
-    raise UserError(f"{goal.name}: its gradient cannot be told from zero with {len(gram)} batches of {size}, expected more --batches")
+    raise UserError(
+      f"{goal.name}: its gradient cannot be told from zero with {len(gram)} batches of {size}, expected a larger --batch_size"
+    )
   rows = []
   with progress.bar(len(found), "attribute", "group") as bar:
     for group in found:

@@ -14,16 +14,17 @@ from egoscale_jax.train import checkpoint, optim, run, step
 lines = attribution.lines
 
 
-def attribute(workdir, target="", batches=8):
+def attribute(workdir, target="", batches=8, batch_size=0):
   """target: a folder of shards; empty: the run's own. -> what `rank` tells, with the step; the path of attribution.json."""
   opened, params, at = run.open_run(workdir)
   config, goal = opened.config, attribution.target(target or _only_folder(opened.config))
   trained = optim.select(params, optim.trainable(params, config.train_parts), True)
   if not jax.tree.leaves(trained):
     raise UserError(f"{workdir}: config.train_parts trains nothing of the model itself: there is no gradient to compare")
+  size = batch_size or config.validation.batch_size
   assembler = examples.make_assembler(config, opened.prompt, opened.statistics)
   loss = functools.partial(_loss, opened.model, config, params)
-  told = attribution.rank(loss, trained, assembler, config, goal, attribution.groups(config), batches)
+  told = attribution.rank(loss, trained, assembler, goal, attribution.groups(config), batches, size)
   told = {"workdir": str(workdir), "step": at, **told}
   output = pathlib.Path(workdir) / "attribution.json"
   checkpoint.write_json(output, told)

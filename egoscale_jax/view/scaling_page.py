@@ -12,7 +12,9 @@ from egoscale_jax.view import output as output_lib
 from egoscale_jax.view import report, scaling_plots
 
 STYLE = report.STYLE + "th.n { text-align: right } table { margin: .6rem 0; font-size: .92rem } .scroll { overflow-x: auto }"
-STYLE += " td, th { white-space: nowrap } td.best { font-weight: 700 } code { font-size: .85rem; overflow-wrap: anywhere }"
+STYLE += (
+  " td, th { white-space: pre; vertical-align: top } td.best { font-weight: 700 } code { font-size: .85rem; overflow-wrap: anywhere }"
+)
 
 
 def study(config, workdir, train, command):
@@ -52,8 +54,10 @@ def n(text):
   return (text, "n")
 
 
-def _interval(pair, digits):
-  return f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}" if pair else "too few runs"
+def _fitted(law, name, digits):
+  """A figure over its interval."""
+  pair = law[f"{name}_95"]
+  return n(f"{law[name]:.{digits}f}\n" + (f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}" if pair else "too few runs"))
 
 
 def _head(told, config):
@@ -90,17 +94,18 @@ def _law_tables(told):
     if law is None:
       log.append([*head, entry["missing"]])
       continue
-    fit = [n(f"{law['a']:.5f}"), n(_interval(law["a_95"], 5)), n(f"{law['b']:.5f}"), n(_interval(law["b_95"], 5))]
-    log.append([*head, *fit, *_quality(law)])
+    log.append([*head, *(_fitted(law, name, 5) for name in "ab"), *_quality(law)])
     if (law := entry["power"]) is not None:
-      fit = [x for name in "cap" for x in (n(f"{law[name]:.4f}"), n(_interval(law[f"{name}_95"], 4)))]
-      power.append([*head, *fit, *_quality(law)])
+      power.append([*head, *(_fitted(law, name, 4) for name in "cap"), *_quality(law)])
   head = ["budget", "size", n("runs")]
   tail = [n("R² of means"), n("R² of runs"), n("last from the others")]
-  told = "<p>Last from the others: the loss on the most hours as a law of the other subsets foretells it, against what was measured.</p>"
-  tables = _table([*head, n("a"), n("95 %"), n("b"), n("95 %"), *tail], log)
+  told = (
+    "<p>Below a figure its 95 % interval. Last from the others: the loss on the most hours as a law of the other subsets foretells it, "
+  )
+  told += "against what was measured.</p>"
+  tables = "<p>L = a &minus; b ln D</p>" + _table([*head, n("a"), n("b"), *tail], log)
   if power:
-    tables += _table([*head, *(x for name in "cap" for x in (n(name), n("95 %"))), *tail], power)
+    tables += "<p>L = c + a D<sup>&minus;p</sup></p>" + _table([*head, *map(n, "cap"), *tail], power)
   return told + tables
 
 
@@ -110,14 +115,14 @@ def _quality(law):
 
 
 def _mean_table(told):
+  columns = [(budget, size, scaling.mean_losses(told, budget, size)) for budget in study_plan.BUDGETS for size in told["sizes"]]
   rows = []
-  for budget in study_plan.BUDGETS:
-    for size in told["sizes"]:
-      found = scaling.mean_losses(told, budget, size)
-      cells = [found.get(subset["hours"]) for subset in told["subsets"]]
-      rows.append([budget, size, *(n(f"{c[0]:.4f} ({c[1]:.4f} to {c[2]:.4f})" if c else "") for c in cells)])
-  head = [n(f"{subset['hours']:.3g} h, {subset['episodes']} episodes") for subset in told["subsets"]]
-  return "<p>Mean loss of the seeds (least to most):</p>" + _table(["budget", "size", *head], rows)
+  for subset in told["subsets"]:
+    cells = [found.get(subset["hours"]) for _, _, found in columns]
+    texts = [f"{c[0]:.4f}\n{c[1]:.4f} to {c[2]:.4f}" if c else "" for c in cells]
+    rows.append([n(f"{subset['hours']:.3g}"), n(str(subset["episodes"])), *map(n, texts)])
+  head = [n(f"{size},\n{budget}") for budget, size, _ in columns]
+  return "<p>Mean loss of the seeds, below it the least and the most:</p>" + _table([n("hours"), n("episodes"), *head], rows)
 
 
 def _allocation(told):

@@ -37,10 +37,9 @@ class Known:
 def ranked(monkeypatch, directions, noise=0.0, folds=8, batches=8):
   known = Known(directions, noise, folds)
   monkeypatch.setattr(attribution, "batch", known.batch)
-  config = types.SimpleNamespace(validation=types.SimpleNamespace(batch_size=4))
   groups = [known.group(attribution.SOURCES, name) for name in directions if name != "goal"]
   loss = lambda learned, batch, seed: jnp.vdot(learned, batch)  # noqa: E731  # whose gradient is the batch
-  told = attribution.rank(loss, jnp.zeros(len(directions["goal"])), None, config, known.group("target", "goal"), groups, batches)
+  told = attribution.rank(loss, jnp.zeros(len(directions["goal"])), None, known.group("target", "goal"), groups, batches, 4)
   return {row["name"]: row for row in told["groups"]}, told
 
 
@@ -132,7 +131,7 @@ def test_a_source_with_wrong_labels_ranks_last(tmp_path, capsys):
   argv = ["scaling", "--attribute", f"--workdir={tmp_path / 'run'}"]
   assert cli.main(argv) == 1
   assert "--target: found none, expected one of" in capsys.readouterr().err
-  assert cli.main([*argv, f"--target={folders['fits']}"]) == 0
+  assert cli.main([*argv, f"--target={folders['fits']}", "--batch_size=64"]) == 0
   print(capsys.readouterr().out)
   told = json.loads((tmp_path / "run" / "attribution.json").read_text())
   rows = [row for row in told["groups"] if row["kind"] == attribution.SOURCES]
