@@ -70,6 +70,13 @@ def test_noise_widens_the_interval_and_biases_nothing(monkeypatch):
   assert rows["harm"]["effect_95"][1] < 0 < low
 
 
+def test_a_groups_own_product_is_of_different_batches():
+  """(1, 1) . (1, -1) = 0, whatever their lengths."""
+  product_KxM, own = attribution._products(jnp.array([[2.0, 0.0]]), iter(jnp.array([[1.0, 1.0], [1.0, -1.0]])))
+  np.testing.assert_allclose(product_KxM, [[2.0], [2.0]])
+  assert own == pytest.approx(0.0)
+
+
 def test_few_episodes_have_no_interval(monkeypatch):
   rows, _ = ranked(monkeypatch, {"goal": np.ones(2), "same": np.ones(2)}, folds=2)
   assert rows["same"]["effect_95"] is None
