@@ -54,10 +54,10 @@ def n(text):
   return (text, "n")
 
 
-def _fitted(law, name, digits):
+def _fitted(law, name, form):
   """A figure over its interval."""
   pair = law[f"{name}_95"]
-  return n(f"{law[name]:.{digits}f}\n" + (f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}" if pair else "too few runs"))
+  return n(f"{law[name]:{form}}\n" + (f"{pair[0]:{form}} to {pair[1]:{form}}" if pair else "too few runs"))
 
 
 def _head(told, config):
@@ -66,7 +66,7 @@ def _head(told, config):
   return (
     "<h1>Loss against hours of data</h1>"
     f"<p class=sub>{len(subsets)} nested subsets, {subsets[0]['hours']:.3g} to {subsets[-1]['hours']:.3g} hours; "
-    f"{len(told['sizes'])} sizes; {seeds} seeds; <b>{state}</b> runs complete</p>"
+    f"sizes: {', '.join(told['sizes'])}; seeds: {seeds}; <b>{state}</b> runs complete</p>"
   )
 
 
@@ -94,9 +94,9 @@ def _law_tables(told):
     if law is None:
       log.append([*head, entry["missing"]])
       continue
-    log.append([*head, *(_fitted(law, name, 5) for name in "ab"), *_quality(law)])
+    log.append([*head, *(_fitted(law, name, ".5f") for name in "ab"), *_quality(law)])
     if (law := entry["power"]) is not None:
-      power.append([*head, *(_fitted(law, name, 4) for name in "cap"), *_quality(law)])
+      power.append([*head, *(_fitted(law, name, ".3g") for name in "cap"), *_quality(law)])
   head = ["budget", "size", n("runs")]
   tail = [n("R² of means"), n("R² of runs"), n("last from the others")]
   told = (

@@ -97,6 +97,7 @@ def flops(told):
         cost = sorted({r["flops"] for r in rows})
         axes.plot(cost, [np.mean([r["loss"] for r in rows if r["flops"] == c]) for c in cost], color=colour, linewidth=1.2)
   axes.set_xscale("log")
+  axes.xaxis.set_minor_formatter(ticker.NullFormatter())  # of a narrow range they lie over each other
   axes.set_xlabel("training FLOPs of the run (logarithmic)")
   axes.set_ylabel("validation action MSE (normalised)")
   if axes.get_legend_handles_labels()[0]:
