@@ -240,21 +240,19 @@ REAL = {"scaling.twentieths": (8, 20), "scaling.seeds": (0,), "scaling.passes": 
 
 def start(shards, workdir):
   command = [sys.executable, "-m", "egoscale_jax.cli", "scaling", f"--workdir={workdir}", *flags(shards, **REAL)]
-  return subprocess.Popen(
-    command, env={**os.environ, "PYTHONWARNINGS": "error"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
+  with open(f"{workdir}.log", "a") as log:
+    return subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "error"}, stdout=log, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.slow
 def test_a_real_study_killed_and_started_again(shards, tmp_path, capsys):
   """Three runs; the study is killed (-9) in its second, and nothing of it goes on; then it gives the bytes of one that was not killed."""
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  process = start(shards, whole)
-  assert process.wait(500) == 0, process.stdout.read()
+  assert start(shards, whole).wait(500) == 0, (tmp_path / "whole.log").read_text()
   process = start(shards, killed)
   second = None
   while second is None:
-    assert process.poll() is None, process.stdout.read()
+    assert process.poll() is None, (tmp_path / "killed.log").read_text()
     time.sleep(0.02)
     begun = [path for path in (killed / "runs").glob("*/metrics.jsonl") if not (killed / "done" / path.parent.name).exists()]
     second = next((path for path in begun if len(list((killed / "done").iterdir())) == 1 and path.read_text().count("\n") >= 2), None)
@@ -264,8 +262,7 @@ def test_a_real_study_killed_and_started_again(shards, tmp_path, capsys):
   before = second.read_text()
   time.sleep(2.0)
   assert second.read_text() == before, "its training ended with it"
-  process = start(shards, killed)
-  assert process.wait(500) == 0, process.stdout.read()
+  assert start(shards, killed).wait(500) == 0, (tmp_path / "killed.log").read_text()
   for name in ("runs.jsonl", "scaling.json"):
     assert (killed / name).read_bytes() == (whole / name).read_bytes()
   assert (killed / "scaling.html").read_text().count("data:image/png;base64,") == 3
