@@ -186,6 +186,21 @@ def parser(functions):
   sub.add_argument("--workdir", required=True, metavar="DIR", help="a work directory of `egoscale train`")
   sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help + " (its validation and data.shards are used)")
 
+  sub = verb(
+    "scaling",
+    "A scaling study: nested subsets of the hours x model sizes x seeds, each a run of its own; a run that is complete is not made again.\n"
+    "With --attribute: sources and tasks ranked by what they do to a target's validation loss, at a checkpoint.",
+    "egoscale scaling --config=configs/scaling.py:micro --workdir=runs/scaling --config.data.shards=shards",
+  )
+  sub.add_argument("--workdir", required=True, metavar="DIR", help="the study; with --attribute a work directory of `egoscale train`")
+  sub.add_argument("--config", default="", metavar="FILE[:MODE]", help=config_help)
+  sub.add_argument("--attribute", action="store_true", help="rank the training data of a run (docs/scaling.md)")
+  sub.add_argument(
+    "--target", default="", metavar="DIR", help="--attribute: shards whose validation split is the target (default: its own)"
+  )
+  sub.add_argument("--batches", type=int, default=8, metavar="N", help="--attribute: of each group and of the target (default 8)")
+  sub.add_argument("--batch_size", type=int, default=0, metavar="N", help="--attribute: (default: the run's validation.batch_size)")
+
   sub = verb("serve", "A policy server for robots: openpi's and GR00T's clients.", "egoscale serve --checkpoint=runs/quickstart")
   sub.add_argument("--checkpoint", required=True, metavar="DIR", help="a work directory of `egoscale train` or `egoscale convert`")
   sub.add_argument("--embodiment", default="", metavar="NAME", help="which, if the policy knows several")

@@ -186,6 +186,37 @@ def evaluate(arguments):
   print(f"wrote {output} and {output.with_suffix('.png')}")
 
 
+def scaling(arguments):
+  if arguments.attribute:
+    _attribute(arguments)
+    return
+  if not arguments.config:
+    raise UserError("--config: found nothing, expected a study's as configs/scaling.py:micro, or --attribute")
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")  # of this process, which only counts: the accelerator is for the runs' own
+  from egoscale_jax import config
+  from egoscale_jax.evaluate import apart, scaling
+  from egoscale_jax.train import main
+  from egoscale_jax.view import scaling_page
+
+  train = lambda made, workdir, log: apart.run(main.main, (made, workdir), log)  # noqa: E731
+  command = " ".join(["egoscale scaling", *arguments.config, f"--workdir={arguments.workdir}"])
+  told = scaling_page.study(config.parse(arguments.config), arguments.workdir, train, command)
+  print("\n".join(scaling.lines(told)))
+  print(f"wrote {arguments.workdir}/scaling.html, scaling.json and runs.jsonl")
+
+
+def _attribute(arguments):
+  if arguments.config:
+    raise UserError("--attribute: found --config too, expected --workdir alone, which has its own")
+  from egoscale_jax.view import attribution
+
+  told, output = attribution.attribute(arguments.workdir, arguments.target, arguments.batches, arguments.batch_size)
+  print("\n".join(attribution.lines(told)))
+  print(f"wrote {output}")
+
+
 def serve(arguments):
   try:
     from egoscale_jax.serve import server
@@ -226,7 +257,7 @@ def report(arguments):
   print(f"wrote {arguments.output}")
 
 
-VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, convert, evaluate, rollout, serve, view, report)
+VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, convert, evaluate, scaling, rollout, serve, view, report)
 
 
 def main(argv=None):
@@ -234,12 +265,12 @@ def main(argv=None):
   argv = sys.argv[1:] if argv is None else argv
   overrides = [a for a in argv if a.startswith("--config.")]
   arguments = arguments_lib.parser({f.__name__: f for f in VERBS}).parse_args([a for a in argv if not a.startswith("--config.")])
-  if "config" in arguments:
+  if getattr(arguments, "config", ""):
     arguments.config = [f"--config={arguments.config}", *overrides]
   # Compiled programs are kept for the next start; one folder a machine, since a CPU's programs run on its kind only.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "egoscale_jax" / platform.node()))
   try:
-    if overrides and "config" not in arguments:
+    if overrides and not getattr(arguments, "config", ""):
       raise UserError(f"{overrides[0]}: `egoscale {arguments.verb}` takes no config")
     arguments.function(arguments)
   except UserError as error:

@@ -20,6 +20,7 @@ VERBS = (
   "train",
   "convert",
   "evaluate",
+  "scaling",
   "rollout",
   "serve",
   "view",

@@ -31,7 +31,7 @@ ROOMS = (
   "arguments",
   "cli",
 )
-CONFIGS = ("pretrain", "midtrain", "posttrain", "quickstart", "small")
+CONFIGS = ("pretrain", "midtrain", "posttrain", "quickstart", "small", "scaling")
 
 
 def imported_rooms(path):

@@ -6,6 +6,8 @@ The n-th ordinal of a component is the n-th of its own endless shuffle, so each 
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 
 import numpy as np
@@ -115,6 +117,16 @@ def folders(config) -> dict[str, dict]:
       raise UserError(f"config.data.mixture.{name}.weight: found {weight}, expected a number above 0")
     result[name] = {"shards": given["shards"], "weight": weight, "pairs": given.get("pairs", "")}
   return result
+
+
+def fingerprint(config) -> str:
+  """What tells prepared data apart, wherever it lies: the manifests, with the image size, every episode and the hashes of the files."""
+  digest = hashlib.sha256()
+  for folder in folders(config).values():
+    for path in filter(None, (folder["shards"], folder["pairs"])):
+      content = {key: value for key, value in manifest.load(path).items() if key != "input"}
+      digest.update(json.dumps(content, sort_keys=True).encode())
+  return digest.hexdigest()
 
 
 def make(config) -> Mixture:

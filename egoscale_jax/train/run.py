@@ -8,7 +8,6 @@ workdir/config.json tokenizer.json statistics.json shards.sha256 hands/ metrics.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import re
@@ -101,7 +100,7 @@ def start(config, workdir, devices=None):
   if config.wandb and distributed.is_first():
     weights_and_biases.load()
   told = dict(_flat(json.loads(config.to_json()), "config."))
-  distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": _fingerprint(config)})
+  distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": mixture.fingerprint(config)})
   if (workdir / "config.json").exists():
     _check_resume(workdir, config)
   elif distributed.is_first():
@@ -137,7 +136,7 @@ def _begin(config, workdir, devices):
     shutil.copyfile(path, workdir / HANDS / path.name)
   if config.init_from and (pathlib.Path(config.init_from) / REFERENCE).is_dir():  # what `egoscale convert --to` needs to hand it back
     shutil.copytree(pathlib.Path(config.init_from) / REFERENCE, workdir / REFERENCE, dirs_exist_ok=True)
-  (workdir / "shards.sha256").write_text(_fingerprint(config), encoding="utf-8")
+  (workdir / "shards.sha256").write_text(mixture.fingerprint(config), encoding="utf-8")
   checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
@@ -195,16 +194,6 @@ def _folders(config):
   return sorted({path for folder in mixture.folders(config).values() for path in (folder["shards"], folder["pairs"]) if path})
 
 
-def _fingerprint(config):
-  """What tells prepared data apart, wherever it lies: the manifests, with the image size, every episode and the hashes of the files."""
-  digest = hashlib.sha256()
-  for folder in mixture.folders(config).values():
-    for path in filter(None, (folder["shards"], folder["pairs"])):
-      content = {key: value for key, value in manifest.load(path).items() if key != "input"}
-      digest.update(json.dumps(content, sort_keys=True).encode())
-  return digest.hexdigest()
-
-
 def _flat(config, prefix=""):
   for key, value in config.items():
     if isinstance(value, dict):
@@ -227,6 +216,6 @@ def _check_resume(workdir, config):
   ]
   if changed:
     raise UserError(f"--workdir={workdir} holds another run: {'; '.join(changed[:3])}; take a new --workdir")
-  if _fingerprint(config) != (workdir / "shards.sha256").read_text(encoding="utf-8"):
+  if mixture.fingerprint(config) != (workdir / "shards.sha256").read_text(encoding="utf-8"):
     told = ", ".join(_folders(config))
     raise UserError(f"config.data.shards={told}: holds other data than the run of {workdir} began with; take a new --workdir")

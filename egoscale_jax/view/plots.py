@@ -26,7 +26,7 @@ def baselines(figures, target=None):
   axes.bar_label(bars, fmt="%.4f", padding=2, color=INK)
   axes.set_ylabel("action MSE (normalised)")
   axes.set_title(f"{figures['points']} held-out queries, {figures['draws']} samples each", fontsize=10, color=INK)
-  return _png(canvas, target)
+  return png(canvas, target)
 
 
 def losses(lines, target=None):
@@ -45,10 +45,10 @@ def losses(lines, target=None):
   axes.set_xlabel("step")
   axes.set_ylabel("flow-matching loss")
   axes.legend(frameon=False)
-  return _png(canvas, target)
+  return png(canvas, target)
 
 
-def _png(canvas, target):
+def png(canvas, target=None):
   buffer = io.BytesIO()
   canvas.savefig(buffer, format="png")
   if target is not None:
