@@ -79,7 +79,7 @@ def checkpoint(folder):
   from egoscale_jax.data import tokenizer
   from egoscale_jax.models import reference, vla, weights
 
-  config = tiny.config(**tiny.SHALLOW).model
+  config = config_lib.parse([f"--config={ROOT}/configs/posttrain.py:debug"]).model
   (folder / "CHECKPOINT").mkdir()
   shapes = vla.param_shapes(vla.VLA(config))
   weights.export(tiny.params(shapes), weights.plan(config, shapes), {}, folder / "CHECKPOINT")
@@ -87,17 +87,15 @@ def checkpoint(folder):
   tokenizer.build(["pour tea"], config.language.vocab).save(str(folder / "CHECKPOINT" / "tokenizer.json"))
 
 
+PLANNED = "configs/pretrain.py --topology=v5p:4x8x8 --config.mesh.data=4 --config.mesh.fsdp=64"  # takes minutes and 6 GB
+PLANNED_TOY = "configs/pretrain.py:debug --topology=v5p:2x2x1 --config.mesh.data=1 --config.mesh.fsdp=4"
 # Of each task: what makes the inputs, what its words in capitals and what is too dear stand for, and what is there in the end.
 RUNS = {
   "My EgoDex folder": (egodex, {}, ("doctor.html", "hands.mp4", "runs/egodex/validation.png")),
   "My LeRobot data": (lerobot, {"ROBOT": "testbot", "CAMERA": "head"}, ("doctor.html", "robot.mp4", "runs/robot/checkpoints")),
   "My hand": (my_hand, {"HAND.urdf": "HAND.xml"}, ("joints.mp4", "labels.mp4", "hand_shards/manifest.json")),
   "My robot": (lambda folder: None, {}, ()),
-  "My pod": (
-    pod,
-    {"configs/pretrain.py --topology=v5p:4x8x8": "configs/pretrain.py:debug --topology=v5p:2x2x1"},
-    ("runs/pod/checkpoints",),
-  ),
+  "My pod": (pod, {PLANNED: PLANNED_TOY}, ("runs/pod/checkpoints",)),
   "My checkpoint": (checkpoint, {"MY_CONFIG.py": "posttrain.py:debug"}, ("out/model.safetensors", "runs/small/config.json")),
   "My own estimator's keypoints": (landmarks, {}, ("doctor.html", "mine.mp4", "predicted.mp4")),
 }
@@ -147,7 +145,7 @@ def test_commands_parse_and_links_lead_somewhere(page):
 
 def substituted(text, words):
   for word, value in words.items():
-    text = text.replace(word, value)
+    text = re.sub(rf"\b{re.escape(word)}\b", value, text)
   return text
 
 
