@@ -110,6 +110,9 @@ def parser(functions):
   sub.add_argument("--images", type=int, default=16, metavar="N", help="pictures a record (default 16)")
   sub.add_argument("--codec", default="jpeg", choices=("jpeg", "h264"), help="of the pictures (default jpeg; h264: smaller, slower)")
   sub.add_argument("--beam", default="", metavar="OPTIONS", help="build on Apache Beam: its options, e.g. --beam='--runner=DirectRunner'")
+  sub.add_argument(
+    "--bucket", default="", metavar="MOUNT=ADDRESS", help="of --beam: workers fetch from gs://… what is below MOUNT here (docs/dataflow.md)"
+  )
 
   sub = verb(
     "export",

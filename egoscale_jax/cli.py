@@ -100,8 +100,11 @@ def _doctor_shards(arguments):
 
 
 def prepare(arguments):
-  from egoscale_jax.data import beam, exclusion, prepare
+  from egoscale_jax.data import beam, bucket, exclusion, prepare
 
+  if arguments.bucket and not arguments.beam:
+    raise UserError(f"--bucket={arguments.bucket}: found no --beam, whose workers it is for")
+  shared = bucket.parse(arguments.bucket) if arguments.bucket else None
   summary = prepare.prepare(
     _source(arguments.source),
     arguments.input,
@@ -115,7 +118,7 @@ def prepare(arguments):
     stride=arguments.stride,
     images=arguments.images,
     codec=arguments.codec,
-    run=functools.partial(beam.run, options=arguments.beam) if arguments.beam else None,
+    run=functools.partial(beam.run, options=arguments.beam, bucket=shared) if arguments.beam else None,
   )
   print("\n".join(summary.lines()))
 

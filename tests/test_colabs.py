@@ -1,4 +1,7 @@
-"""Every notebook in colabs/, its cells run in order as a person would, without Jupyter; small hands and few recordings, to be quick."""
+"""Every notebook in colabs/, its cells run in order as a person would, without Jupyter; small hands and few recordings, to be quick.
+
+Those that train are slow: pytest -m slow tests/test_colabs.py
+"""
 
 import ast
 import json
@@ -24,7 +27,10 @@ EXPECTED = {
     (6, 4, 0),
   ),
   "02_retarget": ({'HAND, SIDE = "sharpa_wave"': 'HAND, SIDE = "dex3"'}, (3, 3, 1)),
+  "03_policy": ({"EPISODES, SIDE_PIXELS, STEPS = 60, 96, 400": "EPISODES, SIDE_PIXELS, STEPS = 16, 96, 20"}, (4, 3, 0)),
+  "05_checkpoint": ({"EPISODES, SIDE_PIXELS, STEPS = 12, 64, 60": "EPISODES, SIDE_PIXELS, STEPS = 6, 64, 6"}, (6, 0, 0)),
 }
+SLOW = ("03_policy", "05_checkpoint")
 
 
 def cells(path):
@@ -50,7 +56,7 @@ def has_content(pixels_YxXx3):
   return len(np.unique(pixels_YxXx3.reshape(-1, 3), axis=0)) > 50 and (pixels_YxXx3.min(-1) < 250).mean() > 0.01
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in NOTEBOOKS])
 def test_every_cell_runs_and_draws(path, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   mpl.use("Agg")

@@ -12,6 +12,7 @@ import re
 import shutil
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from egoscale_jax.errors import UserError
@@ -40,6 +41,24 @@ def restore(checkpoints, step, shapes, shardings):
   target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
   restore_args = ocp.checkpoint_utils.construct_restore_args(target)
   return checkpoints.restore(step, args=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True))
+
+
+def described(workdir, step):
+  """-> {path: its shape and dtype} of every array of a checkpoint; no value is read."""
+  with manager(workdir) as checkpoints:
+    tree = checkpoints.item_metadata(step).tree
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if hasattr(leaf, "shape")}
+
+
+def read(workdir, step, names):
+  """-> {name: numpy array} of those leaves of `described`, and of no others."""
+  with manager(workdir) as checkpoints:
+    wanted = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf if path_name(path) in names else None, checkpoints.item_metadata(step).tree
+    )
+    args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), wanted)
+    found = checkpoints.restore(step, args=ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True))
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
 
 
 def latest_step(workdir):

@@ -163,8 +163,11 @@ def open_run(workdir, shards=None):
   return run, final_params(workdir, run.state_shapes.params, run.state_shardings.params, step), step
 
 
-def final_params(workdir, shapes, shardings, step=None):
-  """The newest parameters of a work directory as the next stage, the policy and an export read them: see step.final_params."""
+def final_params(workdir, shapes, shardings, step=None, averaged=True):
+  """The newest parameters of a work directory as the next stage, the policy and an export read them: see step.final_params.
+
+  averaged: False leaves out the running mean of a run with config.ema.
+  """
   config = read_config(workdir)
   step = checkpoint.latest_step(workdir) if step is None else step
   parts, on = {"params": shapes}, {"params": shardings}
@@ -172,7 +175,8 @@ def final_params(workdir, shapes, shardings, step=None):
     model = vla.VLA(config.model)
     state = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), vla.blank_batch(config.model, 1))
     state_on = sharding.state_shardings(state, jax.tree.leaves(shardings)[0].mesh)
-    parts = {name: getattr(state, name) for name in ("params", "lora", "average") if getattr(state, name) is not None}
+    kept = ("params", "lora", "average") if averaged else ("params", "lora")
+    parts = {name: getattr(state, name) for name in kept if getattr(state, name) is not None}
     on = {name: getattr(state_on, name) for name in parts}
   with checkpoint.manager(workdir) as checkpoints:
     found = checkpoint.restore(checkpoints, step, parts, on)
