@@ -28,9 +28,13 @@ EXPECTED = {
   ),
   "02_retarget": ({'HAND, SIDE = "sharpa_wave"': 'HAND, SIDE = "dex3"'}, (3, 3, 1)),
   "03_policy": ({"EPISODES, SIDE_PIXELS, STEPS = 60, 96, 400": "EPISODES, SIDE_PIXELS, STEPS = 16, 96, 20"}, (4, 3, 0)),
+  "04_scaling": (
+    {"EPISODES, SIDE_PIXELS, STEPS, SEEDS = 120, 64, 240, (0, 1)": "EPISODES, SIDE_PIXELS, STEPS, SEEDS = 12, 64, 4, (0,)"},
+    (4, 0, 0),
+  ),
   "05_checkpoint": ({"EPISODES, SIDE_PIXELS, STEPS = 12, 64, 60": "EPISODES, SIDE_PIXELS, STEPS = 6, 64, 6"}, (6, 0, 0)),
 }
-SLOW = ("03_policy", "05_checkpoint")
+SLOW = ("03_policy", "04_scaling", "05_checkpoint")
 
 
 def cells(path):
