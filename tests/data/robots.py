@@ -1,13 +1,18 @@
 """Small writers of robot data sets for the tests: LeRobot 2.1 and 3.0, written from the formats' own descriptions, by pyarrow alone."""
 
+import contextlib
 import json
+import types
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import recordings
 
 from egoscale_jax import geometry
+from egoscale_jax.data import prepare
+from egoscale_jax.hands import retarget
 
 RATE = 30
 KEY = "observation.images.ego"
@@ -27,6 +32,22 @@ CONFIG = {
   },
 }
 NAMES = ("x", "y", "z", "qw", "qx", "qy", "qz", "grip_0", "grip_1")
+
+
+@contextlib.contextmanager
+def quick_labels(*joint_names):
+  """Humans' labels without the solver, which has its own tests: two joints a hand that move a little."""
+
+  def still(points, hand, side, rate_hz):
+    joints = 0.1 * np.sin(np.arange(len(points))[:, None] + np.arange(2))
+    return types.SimpleNamespace(joints_FxJ=joints, residual_m_F=np.zeros(len(points)), valid_F=np.ones(len(points), bool))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(retarget, "retarget", still)
+    patch.setattr("egoscale_jax.hands.hand.load", lambda *_: types.SimpleNamespace(joint_names=joint_names, num_joints=2))
+    prepare.labeller.load_hands.cache_clear()
+    yield
+  prepare.labeller.load_hands.cache_clear()  # no other test may find the hand of this one
 
 
 def state(frames, seed=0):

@@ -4,7 +4,6 @@ import collections
 import itertools
 import re
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from egoscale_jax import config as config_lib
 from egoscale_jax.data import manifest, mixture, pipeline, prepare, schema, slots, tokenizer
 from egoscale_jax.data.sources import lerobot
 from egoscale_jax.errors import UserError
-from egoscale_jax.hands import retarget
 
 LENGTHS = {"Pick the cup.": (60, 90, 30), "Place the cup.": (45,), "Wave.": (40, 40)}
 
@@ -28,23 +26,14 @@ def folders(tmp_path_factory):
   """Human episodes of three tasks, and two robot episodes of two of them."""
   folder = tmp_path_factory.mktemp("mixture")
 
-  def still(points, hand, side, rate_hz):  # the solver has its own tests
-    joints = 0.1 * np.sin(np.arange(len(points))[:, None] + np.arange(2))
-    return types.SimpleNamespace(joints_FxJ=joints, residual_m_F=np.zeros(len(points)), valid_F=np.ones(len(points), bool))
-
   episodes = {}
   for text, lengths in LENGTHS.items():
     for i, frames in enumerate(lengths):
       name = f"{text[:5].strip()}/{i}"
       episode = recordings.episode(frames, i, name, scene=name, text=text)
       episodes[schema.Recording(name, (f"{name}.hdf5",))] = episode
-  patch = pytest.MonkeyPatch()
-  patch.setattr(retarget, "retarget", still)
-  patch.setattr("egoscale_jax.hands.hand.load", lambda *_: types.SimpleNamespace(joint_names=("grip_0", "grip_1"), num_joints=2))
-  prepare.labeller.load_hands.cache_clear()
-  prepare.prepare(recordings.Cached(episodes), folder, folder / "human", "testbot", validation=0.0)
-  patch.undo()
-  prepare.labeller.load_hands.cache_clear()  # no other test may find the hand of this one
+  with robots.quick_labels("grip_0", "grip_1"):
+    prepare.prepare(recordings.Cached(episodes), folder, folder / "human", "testbot", validation=0.0)
   robots.write_v3(folder / "robots")
   prepare.prepare(lerobot, folder / "robots", folder / "robot", image_size=64, validation=0.0)
   return folder

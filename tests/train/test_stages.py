@@ -1,19 +1,18 @@
 """From stage to stage: pairs in the ratio asked for, a beginning anew but for the parameters, and mistakes in one line."""
 
 import collections
-import types
 
 import jax
 import numpy as np
 import optax
 import pytest
 import recordings
+import robots
 import tiny
 
 from egoscale_jax import cli
 from egoscale_jax.data import prepare, schema
 from egoscale_jax.errors import UserError
-from egoscale_jax.hands import retarget
 from egoscale_jax.train import checkpoint, main, run, sharding
 
 TASKS = ("Fold the shirt.", "Open the bottle.")
@@ -39,14 +38,6 @@ def folders(tmp_path_factory):
   """{name: shards}: play of people and of a robot in two tasks, demonstrations of the first one, and other video of people."""
   root = tmp_path_factory.mktemp("stages")
 
-  def still(points, hand, side, rate_hz):  # the solver has its own tests
-    joints = 0.1 * np.sin(np.arange(len(points))[:, None] + np.arange(2))
-    return types.SimpleNamespace(joints_FxJ=joints, residual_m_F=np.zeros(len(points)), valid_F=np.ones(len(points), bool))
-
-  patch = pytest.MonkeyPatch()
-  patch.setattr(retarget, "retarget", still)
-  patch.setattr("egoscale_jax.hands.hand.load", lambda *_: types.SimpleNamespace(joint_names=("l0", "l1"), num_joints=2))
-  prepare.labeller.load_hands.cache_clear()
   episodes = {
     "human_play": [human(i, TASKS[i % 2]) for i in range(6)],
     "video": [human(10 + i, "Wash up.") for i in range(3)],
@@ -55,11 +46,10 @@ def folders(tmp_path_factory):
     "human_demonstrations": [human(20 + i, TASKS[0]) for i in range(20)],
   }
   result = {}
-  for name, several in episodes.items():
-    (root / name).mkdir()
-    result[name] = prepared(root / name, several)
-  patch.undo()
-  prepare.labeller.load_hands.cache_clear()  # no other test may find the hand of this one
+  with robots.quick_labels("l0", "l1"):
+    for name, several in episodes.items():
+      (root / name).mkdir()
+      result[name] = prepared(root / name, several)
   return result
 
 
