@@ -5,7 +5,19 @@ import os
 
 BODIES = ("sharpa_wave", "dex3", "human")  # of the bench (sim/bench)
 TASKS = "pick_place,card,unscrew,syringe,fork"  # those that are trained; held out: screw_on,drawer; and play
-SOURCES = ("aria", "egodex", "egoverse", "landmarks", "lerobot", "openego", "rlds", "simulated", "vitra")  # the readers of data/sources
+SOURCES = (
+  "aria",
+  "egodex",
+  "egoverse",
+  "landmarks",
+  "lerobot",
+  "openego",
+  "rlds",
+  "simulated",
+  "video",
+  "vitra",
+)  # readers of data/sources
+COLUMNS = "lerobot, rlds: which columns mean what (data/sources/columns.py); video: its video.json (data/sources/video.py)"
 
 
 def parser(functions):
@@ -30,7 +42,7 @@ def parser(functions):
   def recordings(sub, required=True):
     sub.add_argument("--source", required=required, choices=SOURCES, help="the format of the recordings")
     sub.add_argument("--input", required=required, metavar="DIR", help="folder of recordings")
-    sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
+    sub.add_argument("--columns", default="", metavar="FILE", help=COLUMNS)
 
   sub = verb("simulate", "Write simulated recordings in EgoDex's format.", "egoscale simulate --output=recordings --episodes=20")
   sub.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
@@ -219,7 +231,7 @@ def parser(functions):
   )
   sub.add_argument("--input", required=True, metavar="PATH", help="a shards folder, a recording's .hdf5, or an .npz of retarget")
   sub.add_argument("--source", choices=SOURCES, help="--input is a folder of recordings of this format")
-  sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
+  sub.add_argument("--columns", default="", metavar="FILE", help=COLUMNS)
   sub.add_argument("--output", required=True, metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
   sub.add_argument("--episode", type=int, default=0, metavar="N", help="which episode of a folder (default 0)")
   sub.add_argument("--workdir", metavar="DIR", help="a work directory of `egoscale train`")
