@@ -71,7 +71,7 @@ def _check_source(episode):
   """The finding "monocular" of every episode whose hands were guessed from one camera's pictures (docs/video.md has the errors)."""
   if episode.source != video.SOURCE:
     return []
-  detail = "hands guessed from one camera: wrists off by 5 cm, a palm by 19 degrees, often more; expected a tracker's"
+  detail = "hands guessed from one camera: wrists off by 5 cm, palms by 18 degrees, often more; expected a tracker's"
   return [findings_lib.whole("monocular", findings_lib.WARNING, "", episode.num_frames, detail)]
 
 

@@ -19,6 +19,7 @@ Arrays of the .npz, written by np.savez without objects (F frames, as many as th
 """
 
 import os
+import tokenize
 import zipfile
 import zlib
 
@@ -45,6 +46,7 @@ CORRUPT = (
   MemoryError,
   RuntimeError,
   SyntaxError,
+  tokenize.TokenError,  # of a damaged header
 )
 
 

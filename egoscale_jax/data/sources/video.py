@@ -18,6 +18,7 @@ A hand that is not found, is not sure to be a left or a right one (MIN_SCORE), o
 """
 
 import os
+import tokenize
 
 import numpy as np
 
@@ -37,6 +38,8 @@ PALM_METRES = (0.04, 0.2)  # as check_hand has it
 _TEXTS = ("text", "person", "scene", "licence")
 _OF_VIDEO = {*_TEXTS, "intrinsics", "horizontal_fov_deg", "camera", "palm_m"}
 _LENS = ("intrinsics", "horizontal_fov_deg")
+# What np.load raises for damaged files; a Warning only where warnings are errors.
+CORRUPT = (OSError, ValueError, EOFError, SyntaxError, OverflowError, TypeError, KeyError, MemoryError, tokenize.TokenError, Warning)
 _CAMERAS = ("still", "poses")
 
 
@@ -166,7 +169,7 @@ def _camera(poses_path, num_frames) -> np.ndarray:
   try:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may claim any size
     pose = checks.floats(mapped, (num_frames, 4, 4), path, "camera poses")
-  except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
+  except CORRUPT as error:
     raise UserError(f"{path}: no .npy of plain numbers: {checks.one_line(error)}") from error
   return checks.poses(pose, path, "camera poses")
 
