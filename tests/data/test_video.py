@@ -145,6 +145,19 @@ def test_what_cannot_be_known_is_missing(tmp_path):
   assert (episode.confidence_Fx2xP[~there] == 0).all()
 
 
+def test_a_hand_that_reaches_behind_the_camera_is_missing_though_it_fits():
+  template = recordings.hand_template("right")
+  toward_viewer = template[:, [1, 2, 0]] * (1, 1, -1)
+  for wrist_m, there in ((0.3, True), (0.06, False)):
+    x, y, z = (toward_viewer + (0.03, 0.02, wrist_m)).T
+    pixel = np.stack([K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]], axis=-1)
+    depth = (z / z[0] - 1) * K[0, 0] / monocular.DEPTH_GAIN
+    marks = monocular.Marks(np.tile(pixel, (2, 2, 1, 1)), np.tile(depth, (2, 2, 1)), np.ones((2, 2)))
+    found = monocular.place(marks, K, PALM_M, 30.0, lengths_of(template))
+    assert np.isfinite(found).all() == there
+    assert np.isfinite(found).any() == there
+
+
 def test_a_field_of_view_is_intrinsics_and_a_video_s_own_part_goes_before(tmp_path):
   fov = float(np.degrees(2 * np.arctan(160 / 150)))
   write(tmp_path, horizontal_fov_deg=fov, drop=["intrinsics"], videos={"pour": {"palm_m": PALM_M / 2, "text": "Pour milk."}})
