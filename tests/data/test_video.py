@@ -5,6 +5,7 @@ but in the last test: an estimator is a function.
 import functools
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import types
@@ -216,6 +217,15 @@ def test_bad_files_are_one_line_naming_them(tmp_path):
   fuzz.check_refused(read, tmp_path, f"{tmp_path}/hand.task: no such model, expected MediaPipe's hand_landmarker.task (https://", "")
   (tmp_path / "video.json").unlink()
   fuzz.check_refused(read, tmp_path, f"{tmp_path}/video.json: no such file, expected a JSON with model, palm_m", "")
+
+
+def test_a_phone_s_video_that_lies_on_its_side_is_refused(tmp_path):
+  path = write(tmp_path, frames=3)
+  content = bytearray(path.read_bytes())
+  matrix = content.index(b"tkhd") + 44  # of the track's header: 3 x 3, fixed point
+  content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+  path.write_bytes(content)
+  fuzz.check_refused(read, tmp_path, f"{path}: its pictures are stored turned by ", "90 degrees, expected upright ones")
 
 
 def test_no_hand_in_the_whole_video(tmp_path):
