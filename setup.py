@@ -36,6 +36,7 @@ setuptools.setup(
     "pillow>=11",
     "pyarrow>=21",
     "safetensors>=0.8",
+    "scipy>=1.15",
     "simplejpeg>=1.9",
     "tensorboardx>=2.6.5",
     "tensorflow-datasets>=4.9.10",
@@ -48,6 +49,7 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.10.2"],
     "serve": ["msgpack>=1.1", "prometheus-client>=0.22", "pyzmq>=27", "websockets>=15"],
     "web": ["rerun-sdk>=0.41"],  # its views of states are young: older ones lack them
+    "video": ["mediapipe>=1.0"],
     "beam": ["apache-beam>=2.77"],  # holds protobuf at 6.33 and pyarrow at 25
     "dev": ["apache-beam>=2.77", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14"],
   },

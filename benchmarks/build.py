@@ -21,7 +21,7 @@ import time
 import av
 
 from egoscale_jax.data import clips, shards
-from egoscale_jax.data.sources import video
+from egoscale_jax.data.sources import mp4
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE = 256
@@ -54,7 +54,7 @@ def decoder_rate(paths):
       with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        height, width = video.fit(stream.width, stream.height, SIZE)
+        height, width = mp4.fit(stream.width, stream.height, SIZE)
         for frame in container.decode(stream):
           if full:
             frame = frame.reformat(format="rgb24", threads=1)

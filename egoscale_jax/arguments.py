@@ -5,7 +5,19 @@ import os
 
 BODIES = ("sharpa_wave", "dex3", "human")  # of the bench (sim/bench)
 TASKS = "pick_place,card,unscrew,syringe,fork"  # those that are trained; held out: screw_on,drawer; and play
-SOURCES = ("aria", "egodex", "egoverse", "landmarks", "lerobot", "openego", "rlds", "simulated", "vitra")  # the readers of data/sources
+SOURCES = (
+  "aria",
+  "egodex",
+  "egoverse",
+  "landmarks",
+  "lerobot",
+  "openego",
+  "rlds",
+  "simulated",
+  "video",
+  "vitra",
+)  # readers of data/sources
+COLUMNS = "lerobot, rlds: which columns mean what (data/sources/columns.py); video: its video.json (data/sources/video.py)"
 
 
 def parser(functions):
@@ -30,7 +42,7 @@ def parser(functions):
   def recordings(sub, required=True):
     sub.add_argument("--source", required=required, choices=SOURCES, help="the format of the recordings")
     sub.add_argument("--input", required=required, metavar="DIR", help="folder of recordings")
-    sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
+    sub.add_argument("--columns", default="", metavar="FILE", help=COLUMNS)
 
   sub = verb("simulate", "Write simulated recordings in EgoDex's format.", "egoscale simulate --output=recordings --episodes=20")
   sub.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
@@ -242,7 +254,7 @@ def parser(functions):
     help="shards, a recording's .hdf5, an .npz of retarget; --web: a work directory, a rollout",
   )
   sub.add_argument("--source", choices=SOURCES, help="--input is a folder of recordings of this format")
-  sub.add_argument("--columns", default="", metavar="FILE", help="lerobot, rlds: which columns mean what (data/sources/columns.py)")
+  sub.add_argument("--columns", default="", metavar="FILE", help=COLUMNS)
   way = sub.add_mutually_exclusive_group(required=True)
   way.add_argument("--output", metavar="FILE", help=".mp4: an episode; .png: a sheet of its frames")
   way.add_argument("--web", action="store_true", help="a page with the video, the hands in 3-D, chunks and findings (docs/view.md)")

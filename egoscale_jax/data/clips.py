@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 from egoscale_jax.data import example, schema, spec
-from egoscale_jax.data.sources import video
+from egoscale_jax.data.sources import mp4
 
 JPEG, H264 = "jpeg", "h264"
 _GOP, _CRF = "8", "23"  # pictures between key frames, and quality: 5 to 8 times smaller than JPEG at 3 to 4 times its CPU
@@ -71,7 +71,7 @@ class Clip:
 
   def jpeg(self, image: int, camera: int = 0) -> bytes:
     if self.codec == H264:
-      return video.encode(self.rgb(image, camera))
+      return mp4.encode(self.rgb(image, camera))
     return bytes(self.picture(camera * self.num_images + image))
 
   @functools.cached_property

@@ -13,7 +13,7 @@ import simplejpeg
 
 from egoscale_jax import geometry
 from egoscale_jax.data import clips, doctor, findings, labeller, labels, manifest, prepare, schema, shards
-from egoscale_jax.data.sources import egodex, video
+from egoscale_jax.data.sources import egodex, mp4
 from egoscale_jax.errors import UserError
 from egoscale_jax.evaluate import film as film_lib
 from egoscale_jax.hands import hand as hand_lib
@@ -180,7 +180,7 @@ def of_rollout(folder, episode=0) -> Scene:
   folder = pathlib.Path(folder)
   path = _nth(sorted(folder.glob("*.npz")), episode, folder)
   told = film_lib.load(path)
-  read = video.decode(str(path.with_suffix(".mp4")), IMAGE_SIZE)
+  read = mp4.decode(str(path.with_suffix(".mp4")), IMAGE_SIZE)
   frames = len(told["T_world_camera"])
   if len(read.jpeg_F) != frames:
     raise UserError(f"{path.with_suffix('.mp4')}: found {len(read.jpeg_F)} pictures, expected {frames}, as in {path.name}")

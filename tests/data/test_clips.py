@@ -22,7 +22,7 @@ def picture(number, height=48, width=64):
 
 
 def jpegs(count, height=48, width=64):
-  return tuple(clips.video.encode(picture(i, height, width)) for i in range(count))
+  return tuple(clips.mp4.encode(picture(i, height, width)) for i in range(count))
 
 
 def make(frames=100, cameras=("head",), seed=0, pictures=False, **fields):
@@ -126,7 +126,7 @@ def test_round_trip_is_bit_exact_and_nan_stays_nan():
 @pytest.mark.parametrize("codec", [clips.JPEG, clips.H264])
 def test_pictures_of_two_cameras_come_back_each_at_its_place(codec):
   episode, labels = make(20, ("head", "left"), pictures=True)
-  right = tuple(clips.video.encode(picture(100 + i)) for i in range(20))
+  right = tuple(clips.mp4.encode(picture(100 + i)) for i in range(20))
   episode = dataclasses.replace(episode, jpeg_CxF=(episode.jpeg_F, right))
   worst = []
   for clip in read(episode, labels, stride=3, images=4, codec=codec):

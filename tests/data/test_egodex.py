@@ -9,7 +9,7 @@ import simplejpeg
 
 from egoscale_jax import geometry
 from egoscale_jax.data.schema import Episode
-from egoscale_jax.data.sources import egodex, simulated, video
+from egoscale_jax.data.sources import egodex, mp4, simulated
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -93,9 +93,9 @@ def test_frames_are_in_order_resized_and_jpeg(read):
 
 
 def test_resize_never_enlarges_and_keeps_the_aspect():
-  assert video.fit(1920, 1080, 256) == (256, 455)
-  assert video.fit(1080, 1920, 256) == (455, 256)
-  assert video.fit(320, 180, 256) == (180, 320)
+  assert mp4.fit(1920, 1080, 256) == (256, 455)
+  assert mp4.fit(1080, 1920, 256) == (455, 256)
+  assert mp4.fit(320, 180, 256) == (180, 320)
 
 
 def test_intrinsics_follow_the_resize_exactly(read):
@@ -104,8 +104,8 @@ def test_intrinsics_follow_the_resize_exactly(read):
     episode = read(frames=2, image_size=size)
     camera = geometry.transform(geometry.se3_inverse(episode.T_world_camera_Fx4x4)[:, None], episode.keypoints_Fx2xPx3)
     np.testing.assert_allclose(project(episode), scale * geometry.project(recordings.INTRINSICS, camera) - 0.5, atol=2e-5)
-  hd = video.Frames((), 30.0, (1920, 1080), (256, 455))
-  k = video.scale_intrinsics(np.array([[736.6339, 0, 960], [0, 736.6339, 540], [0, 0, 1]]), hd, "", "K", corner=0.5)
+  hd = mp4.Frames((), 30.0, (1920, 1080), (256, 455))
+  k = mp4.scale_intrinsics(np.array([[736.6339, 0, 960], [0, 736.6339, 540], [0, 0, 1]]), hd, "", "K", corner=0.5)
   np.testing.assert_allclose(k, [[736.6339 * 455 / 1920, 0, 227], [0, 736.6339 * 256 / 1080, 127.5], [0, 0, 1]], rtol=1e-6)
 
 

@@ -13,7 +13,7 @@ from zarr.core.dtype import VariableLengthBytes
 
 from egoscale_jax import geometry
 from egoscale_jax.data import doctor, schema
-from egoscale_jax.data.sources import egoverse, video
+from egoscale_jax.data.sources import egoverse, mp4
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -62,7 +62,7 @@ def write(folder, name="2026-03-15-14-22-10-000000", arrays=None, cameras=("fron
     for key, value in (human() if arrays is None else arrays).items():
       value = np.concatenate([value, np.zeros((PADDED - len(value), *value.shape[1:]))])
       group.create_array(key, data=value, chunks=(10, *value.shape[1:]), shards=(30, *value.shape[1:]))
-    columns = {f"images.{c}": texts([video.encode(robots.grey_of(0)(f)) for f in range(FRAMES)], PADDED) for c in cameras}
+    columns = {f"images.{c}": texts([mp4.encode(robots.grey_of(0)(f)) for f in range(FRAMES)], PADDED) for c in cameras}
     columns["annotations"] = texts([json.dumps(a).encode() for a in annotations], len(annotations))
     for key, value in columns.items():
       array = group.create_array(key, shape=value.shape, dtype=VariableLengthBytes(), chunks=(1,) if key.startswith("i") else value.shape)

@@ -209,11 +209,11 @@ def test_a_damaged_clock_and_missing_frames_are_told(tmp_path):
 
 
 def test_pictures_in_the_table(tmp_path):
-  from egoscale_jax.data.sources import video
+  from egoscale_jax.data.sources import mp4
 
   root = robots.write_v2(tmp_path)
   path = root / "data/chunk-000/episode_000000.parquet"
-  jpegs = [video.encode(robots.grey_of(0)(f)) for f in range(20)]
+  jpegs = [mp4.encode(robots.grey_of(0)(f)) for f in range(20)]
   table = pq.read_table(path).append_column("observation.images.wrist", pa.array([{"bytes": j, "path": None} for j in jpegs]))
   pq.write_table(table, path)
   told = json.loads((root / "meta/info.json").read_text())

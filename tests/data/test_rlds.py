@@ -15,7 +15,7 @@ from conftest import ROOT
 from tensorflow_datasets.proto import tf_example_pb2
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import rlds, video
+from egoscale_jax.data.sources import mp4, rlds
 from egoscale_jax.errors import UserError
 
 CONFIG = {
@@ -60,7 +60,7 @@ def example(frames, seed, **change):
   values = robots.state(frames, seed)
   texts = [robots.TASKS[i >= frames // 2] for i in range(frames)]
   columns = {
-    "steps/observation/image": [video.encode(robots.grey_of(0)(f)) for f in range(frames)],
+    "steps/observation/image": [mp4.encode(robots.grey_of(0)(f)) for f in range(frames)],
     "steps/observation/state": values,
     "steps/action": values,
     "steps/is_first": np.arange(frames) == 0,
@@ -125,7 +125,7 @@ def test_episodes_come_as_written(tmp_path):
     assert (e.embodiment, e.frame, e.rate_hz, e.camera_names) == ("testbot", schema.Frame.BASE, 5.0, ("front",))
     assert [s.text for s in e.spans] == list(robots.TASKS)
     assert e.spans[1].start_s == COUNTS[i] // 2 / 5
-    assert e.jpeg_F == tuple(video.encode(robots.grey_of(0)(f)) for f in range(COUNTS[i]))
+    assert e.jpeg_F == tuple(mp4.encode(robots.grey_of(0)(f)) for f in range(COUNTS[i]))
 
 
 def test_a_config_from_elsewhere(tmp_path):

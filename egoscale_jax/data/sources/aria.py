@@ -27,7 +27,7 @@ import numpy as np
 
 from egoscale_jax import geometry
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, fisheye, video
+from egoscale_jax.data.sources import checks, fisheye, mp4
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -208,17 +208,17 @@ def _camera(path, told, json_path):
 def _pictures(mp4_path, json_path, told, camera, numbers, count, image_size):
   """-> (Frames of the numbers, K): pinhole as the user says, else the lens of the calibration is undone."""
   if "intrinsics" in told:
-    frames = video.decode(mp4_path, image_size)
+    frames = mp4.decode(mp4_path, image_size)
   elif camera["name"] == fisheye.NAME and len(camera["params"]) == fisheye.PARAMS:
     lens = fisheye.Lens(camera["params"], camera["size"], camera["turn"], image_size)
-    frames = video.decode(mp4_path, image_size, lens=lens)
+    frames = mp4.decode(mp4_path, image_size, lens=lens)
   else:
     raise UserError(f"{json_path}: intrinsics is missing: the lens {camera['name']!r:.40} of the calibration is not known here")
   if len(frames.jpeg_F) != count:
     raise UserError(f"{mp4_path}: {len(frames.jpeg_F)} frames, expected {count} as timestamps_us of {os.path.basename(json_path)}")
   if "intrinsics" in told:
     fx, fy, cx, cy = checks.floats(told["intrinsics"], (4,), json_path, "intrinsics")
-    k_3x3 = video.scale_intrinsics([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], frames, json_path, "intrinsics")
+    k_3x3 = mp4.scale_intrinsics([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], frames, json_path, "intrinsics")
   else:
     k_3x3 = fisheye.pinhole(frames.image_size[0]).astype(np.float32)
-  return video.Frames(tuple(frames.jpeg_F[i] for i in numbers), frames.rate_hz, frames.size, frames.image_size), k_3x3
+  return mp4.Frames(tuple(frames.jpeg_F[i] for i in numbers), frames.rate_hz, frames.size, frames.image_size), k_3x3

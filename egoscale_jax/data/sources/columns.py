@@ -28,7 +28,7 @@ import numpy as np
 
 from egoscale_jax import geometry
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, video
+from egoscale_jax.data.sources import checks, mp4
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -249,7 +249,7 @@ def view(config, key, frames, table: Table) -> schema.View:
   k_3x3 = None
   if "intrinsics" in config:
     fx, fy, cx, cy = checks.floats(config["intrinsics"], (4,), table.path, f"{where}/intrinsics")
-    k_3x3 = video.scale_intrinsics([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], frames, table.path, f"{where}/intrinsics")
+    k_3x3 = mp4.scale_intrinsics([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], frames, table.path, f"{where}/intrinsics")
   pose = table.pose(config["T_world_camera"], f"{where}/T_world_camera") if "T_world_camera" in config else None
   name = checks.field({"name": key.removeprefix("observation.images.")} | config, "name", str, table.path, f"{where}/")
   return schema.View(name, frames.jpeg_F, frames.image_size, k_3x3, pose)

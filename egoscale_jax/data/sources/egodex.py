@@ -2,7 +2,7 @@
 
 The file's poses are already ours: metres, joint to world, camera to world with OpenCV axes (x right, y down, z forward).
 
-Pixels of the file count from the first pixel's *corner*, those of an Episode from its centre (video.py): the file's principal point is
+Pixels of the file count from the first pixel's *corner*, those of an Episode from its centre (mp4.py): the file's principal point is
 exactly half of the image's size, the centre of the image in that convention alone.
 """
 
@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, hdf5, video
+from egoscale_jax.data.sources import checks, hdf5, mp4
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -60,12 +60,12 @@ def read_as(recording: schema.Recording, image_size: int, source: str, licence: 
       keypoints_Fx2xPx3, confidence_Fx2xP = _hands(file, hdf5_path, len(T_world_camera_Fx4x4))
   except hdf5.CORRUPT as error:
     raise UserError(f"{hdf5_path}: not a readable HDF5 file: {checks.one_line(error)}") from error
-  frames = video.decode(mp4_path, image_size)
+  frames = mp4.decode(mp4_path, image_size)
   num_frames = len(frames.jpeg_F)
   if num_frames != len(T_world_camera_Fx4x4):
     poses = f"{len(T_world_camera_Fx4x4)} poses in {os.path.basename(hdf5_path)}"
     raise UserError(f"{mp4_path}: {num_frames} frames, expected as many as the {poses}")
-  intrinsics_3x3 = video.scale_intrinsics(intrinsics_3x3, frames, hdf5_path, "camera/intrinsic", corner=0.5)
+  intrinsics_3x3 = mp4.scale_intrinsics(intrinsics_3x3, frames, hdf5_path, "camera/intrinsic", corner=0.5)
   camera = schema.View("head", frames.jpeg_F, frames.image_size, intrinsics_3x3, T_world_camera_Fx4x4)
   return schema.Episode(
     **schema.human(num_frames) | schema.views(camera),

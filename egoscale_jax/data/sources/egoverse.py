@@ -15,7 +15,7 @@ import warnings
 import numpy as np
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, video
+from egoscale_jax.data.sources import checks, mp4
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -190,11 +190,11 @@ def _views(arrays, attrs, human, num_frames, image_size, path):
   known = attrs.get("intrinsics") if isinstance(attrs.get("intrinsics"), dict) else {}
   for name in names:
     encoded = _read(arrays, name, num_frames, (), path, kind="O")
-    frames = video.pictures(encoded.tolist(), image_size, path, name)
+    frames = mp4.pictures(encoded.tolist(), image_size, path, name)
     k_3x3, camera = None, name.removeprefix(_IMAGES)
     if camera in known:
       k_3x4 = checks.floats(known[camera], (3, 4), path, f"intrinsics/{camera}")
-      k_3x3 = video.scale_intrinsics(k_3x4[:, :3], frames, path, f"intrinsics/{camera}")
+      k_3x3 = mp4.scale_intrinsics(k_3x4[:, :3], frames, path, f"intrinsics/{camera}")
     pose = _poses(arrays, "obs_head_pose", num_frames, path) if human and name == names[0] else None
     yield schema.View(camera, frames.jpeg_F, frames.image_size, k_3x3, pose)
 

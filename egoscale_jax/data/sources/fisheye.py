@@ -33,7 +33,7 @@ def pinhole(side):
 
 
 class Lens:
-  """For video.decode: undoes the lens by sampling; turn [3, 3] takes the axes of the (turned) picture to the sensor's.
+  """For mp4.decode: undoes the lens by sampling; turn [3, 3] takes the axes of the (turned) picture to the sensor's.
 
   size: width, height of the calibration's pictures; None: the video's own, ValueError where the lens is not of such pictures.
   """

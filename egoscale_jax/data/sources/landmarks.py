@@ -19,6 +19,7 @@ Arrays of the .npz, written by np.savez without objects (F frames, as many as th
 """
 
 import os
+import tokenize
 import zipfile
 import zlib
 
@@ -26,7 +27,7 @@ import numpy as np
 
 from egoscale_jax import geometry
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, video
+from egoscale_jax.data.sources import checks, mp4
 from egoscale_jax.errors import UserError
 
 SOURCE = "landmarks"
@@ -45,6 +46,7 @@ CORRUPT = (
   MemoryError,
   RuntimeError,
   SyntaxError,
+  tokenize.TokenError,  # of a damaged header
 )
 
 
@@ -65,7 +67,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   _no_zeros(points_Fx2x21x3, path)
   if not os.path.exists(mp4_path):
     raise UserError(f"{mp4_path}: missing: {os.path.basename(path)} has no video beside it")
-  frames = video.decode(mp4_path, image_size)
+  frames = mp4.decode(mp4_path, image_size)
   if len(frames.jpeg_F) != num_frames:
     raise UserError(f"{path}: keypoints has {num_frames} frames, expected {len(frames.jpeg_F)} as {os.path.basename(mp4_path)} has")
   T_world_camera = _camera(arrays, path, num_frames, frame)
@@ -73,7 +75,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
     points_Fx2x21x3 = geometry.transform(T_world_camera[:, None].astype(np.float64), points_Fx2x21x3)
     frame = schema.Frame.WORLD
   points, confidence = checks.keypoints(points_Fx2x21x3, _confidence(arrays, path, num_frames))
-  k_3x3 = video.scale_intrinsics(_get(arrays, "intrinsics", path), frames, path, "intrinsics")
+  k_3x3 = mp4.scale_intrinsics(_get(arrays, "intrinsics", path), frames, path, "intrinsics")
   return schema.Episode(
     **schema.human(num_frames) | schema.views(schema.View("head", frames.jpeg_F, frames.image_size, k_3x3, T_world_camera)),
     id=recording.id,

@@ -16,7 +16,7 @@ import re
 import numpy as np
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, columns, lerobot_meta, parquet, video
+from egoscale_jax.data.sources import checks, columns, lerobot_meta, mp4, parquet
 from egoscale_jax.errors import UserError
 
 SOURCE = "lerobot"
@@ -154,14 +154,14 @@ def _views(meta, rows, place, table, image_size) -> list[schema.View]:
   config, views = meta.config.get("cameras") or {}, []
   for key in config or [key for key, kind in kinds.items() if kind in ("video", "image")]:
     if kinds.get(key) == "image":
-      frames = video.pictures(_pictures(rows, key, meta, table.path), image_size, table.path, key)
+      frames = mp4.pictures(_pictures(rows, key, meta, table.path), image_size, table.path, key)
     elif not config and meta.rows and f"videos/{key}/chunk_index" not in place:
       continue
     else:
       path, start = _video(meta, place, key)
       if not config and not os.path.exists(path):
         continue
-      frames = video.decode(path, image_size, start or 0, None if start is None else table.frames)
+      frames = mp4.decode(path, image_size, start or 0, None if start is None else table.frames)
       if len(frames.jpeg_F) != table.frames:
         raise UserError(f"{path}: {len(frames.jpeg_F)} frames, expected {table.frames} as {os.path.basename(table.path)} has")
     views.append(columns.view(config.get(key, {}) | _intrinsics(place, len(views), meta), key, frames, table))

@@ -13,7 +13,7 @@ import os
 import numpy as np
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, hdf5, video
+from egoscale_jax.data.sources import checks, hdf5, mp4
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -49,11 +49,11 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   text, spans = _texts(annotation_path)
   if not os.path.exists(mp4_path):
     raise UserError(f"{mp4_path}: missing: OpenEgo ships joints without the video of the data set that they were made from")
-  frames = video.decode(mp4_path, image_size)
+  frames = mp4.decode(mp4_path, image_size)
   if len(frames.jpeg_F) != num_frames:
     raise UserError(f"{mp4_path}: {len(frames.jpeg_F)} frames, expected {num_frames} as joints.hdf5 has")
   still = np.tile(np.eye(4, dtype=np.float32), (num_frames, 1, 1))  # the camera seen from itself
-  k_3x3 = video.scale_intrinsics(k_3x3, frames, path, "intrinsics")
+  k_3x3 = mp4.scale_intrinsics(k_3x3, frames, path, "intrinsics")
   return schema.Episode(
     **schema.human(num_frames) | schema.views(schema.View("head", frames.jpeg_F, frames.image_size, k_3x3, still)),
     id=recording.id,

@@ -15,7 +15,7 @@ import struct
 import numpy as np
 
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, columns, video
+from egoscale_jax.data.sources import checks, columns, mp4
 from egoscale_jax.errors import UserError
 
 SOURCE = "rlds"
@@ -62,7 +62,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
     raise UserError(f"{path}: no language text: {config.get('text', 'language_instruction')} is empty")
   spans = tuple(schema.Span(text, a / rate_hz, b / rate_hz) for text, a, b in stretches) if len(stretches) > 1 else ()
   views = [
-    columns.view(camera, key, video.pictures(_bytes(example, key, frames, path), image_size, path, key), table)
+    columns.view(camera, key, mp4.pictures(_bytes(example, key, frames, path), image_size, path, key), table)
     for key, camera in cameras.items()
   ]
   if not views:

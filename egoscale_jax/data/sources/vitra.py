@@ -20,7 +20,7 @@ import numpy as np
 
 from egoscale_jax import geometry
 from egoscale_jax.data import schema
-from egoscale_jax.data.sources import checks, video
+from egoscale_jax.data.sources import checks, mp4
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -47,7 +47,7 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   spans = tuple(span for side in keypoints.SIDES for span in _spans(info, side, num_frames, path))
   name = checks.field(info, "video_name", str, path)
   start = _start(info, num_frames, path)
-  frames = video.decode(_video(path, root, name), image_size, start, num_frames)
+  frames = mp4.decode(_video(path, root, name), image_size, start, num_frames)
   camera = schema.View("head", frames.jpeg_F, frames.image_size, _intrinsics(info, frames, path), geometry.se3_inverse(T_camera_world))
   return schema.Episode(
     **schema.human(num_frames) | schema.views(camera),
@@ -246,4 +246,4 @@ def _intrinsics(info, frames, path):
   scale = np.array([frames.size[0] / width, frames.size[1] / height])
   if abs(scale[0] / scale[1] - 1) > _ASPECT:
     raise UserError(f"{path}: intrinsics are of a {width:.0f} x {height:.0f} picture, the video is {frames.size[0]} x {frames.size[1]}")
-  return video.scale_intrinsics(np.diag([*scale, 1.0]) @ k_3x3, frames, path, "intrinsics", corner=0.5)
+  return mp4.scale_intrinsics(np.diag([*scale, 1.0]) @ k_3x3, frames, path, "intrinsics", corner=0.5)

@@ -16,7 +16,7 @@ import numpy as np
 import egoscale_jax
 from egoscale_jax import progress
 from egoscale_jax.data import export_lerobot, schema, workers
-from egoscale_jax.data.sources import simulated, video
+from egoscale_jax.data.sources import mp4, simulated
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands.keypoints import SIDES
 from egoscale_jax.sim import human, record
@@ -129,7 +129,7 @@ def robot_episode(plan, index):
   frames = len(take.joints_Fx2xJ)
   names = take.trial.body.joint_names
   corner = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # the renderer counts pixels from a corner, an Episode from their centres
-  jpegs = tuple(video.encode(picture) for picture in take.picture_FxYxXx3)
+  jpegs = tuple(mp4.encode(picture) for picture in take.picture_FxYxXx3)
   view = schema.View("ego", jpegs, (plan.image_size,) * 2, take.K_3x3 - corner, take.T_world_camera_Fx4x4)
   fields = schema.robot(frames) | schema.views(view)
   fields |= {"T_world_wrist_Fx2x4x4": take.T_world_wrist_Fx2x4x4.astype(np.float32), "joint_names": names}
