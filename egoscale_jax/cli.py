@@ -210,6 +210,22 @@ def scaling(arguments):
   print(f"wrote {arguments.workdir}/scaling.html, scaling.json and runs.jsonl")
 
 
+def study(arguments):
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")  # of this process, which only counts, as in `scaling`
+  from egoscale_jax import config, policy
+  from egoscale_jax.evaluate import study as study_lib
+  from egoscale_jax.train import main
+  from egoscale_jax.view import study_page
+
+  made = config.parse(arguments.config)
+  plan = study_lib.Plan(made, arguments.workdir, main.main, policy.agent)
+  command = " ".join(["egoscale study", *arguments.config, f"--workdir={arguments.workdir}"])
+  print("\n".join(study_page.study(made, plan, arguments.workdir, command)))
+  print(f"wrote {arguments.workdir}/study.html and results.jsonl")
+
+
 def _attribute(arguments):
   if arguments.config:
     raise UserError("--attribute: found --config too, expected --workdir alone, which has its own")
@@ -260,7 +276,7 @@ def report(arguments):
   print(f"wrote {arguments.output}")
 
 
-VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, convert, evaluate, scaling, rollout, serve, view, report)
+VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, convert, evaluate, scaling, study, rollout, serve, view, report)
 
 
 def main(argv=None):
