@@ -17,7 +17,7 @@ def get_config(mode=""):
     tasks=("pick_place", "card", "unscrew", "syringe", "fork"),  # demonstrated by robots, and tried
     one_shot=("screw_on", "drawer"),  # held out of all that is before post-training
     body="sharpa_wave",  # the study's own robot; the others are compared with it
-    arms=dict(sharpa_wave=("none", "mid", "human", "both"), dex3=("none", "mid", "human", "both")),  # of each robot
+    arms=dict(sharpa_wave=("none", "mid", "human", "both"), dex3=("mid", "both")),  # of each robot
     seeds=(0, 1),  # of post-training
     trials=50,  # of each task and checkpoint
     execute=4,  # steps of a chunk that are carried out before the policy is asked again

@@ -122,11 +122,11 @@ def verdicts(told, config) -> list[dict]:
   shots = groups(told, study.SHOT)
   for task in config.study.one_shot:
     after, before = (_arm(shots, body, arm, (task,)) for arm in ("both", "mid"))
-    entry = {"claim": f"{task} from one demonstration, with and without human pre-training"}
+    entry = {"claim": f"{task} from one demonstration,\nwith and without human pre-training"}
     entry |= {"aim": f"at least {SHOT_WITH:.0%}, under {SHOT_WITHOUT:.0%}", "measured": None, "holds": None}
     if after and before:
       most, least = pooled(after)["all"], pooled(before)["all"]
-      entry["measured"] = f"{_share(most)}; {_share(least)}"
+      entry["measured"] = f"{_share(most)};\n{_share(least)}"
       entry["holds"] = most["success"] >= SHOT_WITH and least["success"] < SHOT_WITHOUT
     found.append(entry)
   return [*found, _rank(ladder(told)), _controls(told)]
@@ -162,6 +162,6 @@ def _controls(told):
   if found and all(len(e["rows"]) == e["of"] for e in found):
     figures = {e["arm"]: e["figures"]["all"] for e in found}
     still = figures["hold still"]
-    entry["measured"] = "; ".join(f"{arm} {_share(f)}" for arm, f in figures.items())
+    entry["measured"] = "\n".join(f"{arm} {_share(f)}" for arm, f in figures.items())
     entry["holds"] = all(f["low"] <= still["high"] for f in figures.values())
   return entry

@@ -30,7 +30,10 @@ def study(config, plan, workdir, command):
 
 
 def lines(told, config) -> list[str]:
-  return [f"{v['claim']}: {v['measured'] or MISSING} (aim: {v['aim']}) {STATES[v['holds']][0]}" for v in claims.verdicts(told, config)]
+  return [
+    f"{' '.join(v['claim'].split())}: {' '.join((v['measured'] or MISSING).split())} (aim: {v['aim']}) {STATES[v['holds']][0]}"
+    for v in claims.verdicts(told, config)
+  ]
 
 
 def write(told, config, command, output):
@@ -80,7 +83,7 @@ def _four(told, config):
     rows = []
     for entry in of_body:
       figures = entry["figures"] or {}
-      by_task = [n(f"{figures[task]['success']:.0%}") if figures else (MISSING, "n missing") for task in tasks]
+      by_task = [_cells(figures.get(task))[0] for task in tasks]
       rows.append([entry["arm"], *_cells(figures.get("all")), *by_task, *_state(entry)])
     parts.append(table(["arm", n("success"), n("score"), *map(n, tasks), n("trials"), n("seeds")], rows))
     parts.append(_differences(told, of_body))
@@ -117,23 +120,20 @@ def _ladder(told):
     "post-trained directly. The loss is that of the pre-trained model on people's held-out recordings, the same points and noise for all. "
     f"<b>{len(found['rows'])} of {found['of']}</b> checkpoints are complete.</p>"
   )
-  if not found["rows"]:
-    return text
   rows = []
-  for row in found["rows"]:
-    rows.append(
-      [row["size"], n(str(row["twentieths"])), n(f"{row['loss']:.4f}"), *_cells(row["results"]["all"]), n(str(len(row["trials"])))]
-    )
+  for case in (c for c in told["cases"] if c.table == study_lib.LADDER):
+    row = next((r for r in found["rows"] if r["name"] == case.name), None)
+    tried = _cells(row and row["results"]["all"])
+    loss, trials = (f"{row['loss']:.4f}", str(len(row["trials"]))) if row else ("", "0")
+    rows.append([case.size, n(str(case.twentieths)), n(loss), *tried, n(trials)])
   ranks = []
   for name in ("success", "score"):
     c = found[name]
-    ranks.append(
-      [f"minus loss and {name}", n(f"{c['value']:.2f}\n{c['low']:.2f} to {c['high']:.2f}" if c else "none: too few, or all alike")]
-    )
+    value = f"{c['value']:.2f}\n{c['low']:.2f} to {c['high']:.2f}" if c else "none: too few, or all alike"
+    ranks.append([f"minus loss and {name}", n(value)])
   head = ["size", n("twentieths"), n("loss"), n("success"), n("score"), n("trials")]
-  return (
-    text + img(study_plots.ladder(found), "success against loss") + table(["rank correlation", n("Spearman")], ranks) + table(head, rows)
-  )
+  picture = img(study_plots.ladder(found), "success against loss") if found["rows"] else ""
+  return text + picture + table(["rank correlation", n("Spearman")], ranks) + table(head, rows)
 
 
 def _one_shot(told):
@@ -151,10 +151,7 @@ def _one_shot(told):
 
 def _controls(told):
   entries = claims.groups(told, study_lib.CONTROLS)
-  rows = [
-    [entry["arm"], *_cells(entry["figures"] and entry["figures"]["all"]), n(str(entry["trials"] * len(entry["tasks"])))]
-    for entry in entries
-  ]
+  rows = [[entry["arm"], *_cells(entry["figures"] and entry["figures"]["all"]), *_state(entry)] for entry in entries]
   text = (
     "<h2>Controls</h2><p>The bench can be failed. <i>shuffled labels</i>: after both stages, post-trained on demonstrations "
     "whose pictures and "

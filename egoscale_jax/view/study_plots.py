@@ -25,7 +25,7 @@ def _success(axes, high):
 
 
 def arms(entries, tasks):
-  """entries: claims.groups of one body. Bars: an arm's success, with its interval; "-": no trials yet."""
+  """entries: claims.groups of one body. Bars: an arm's success, with its interval; what has no trials yet says so."""
   names = ("all", *tasks) if len(tasks) > 1 else tuple(tasks)
   canvas, axes = _panel(1.6 + 1.35 * len(names) * max(1.0, len(entries) / 4), 3.4)
   wide, high = 0.82 / len(entries), 0.0
@@ -35,7 +35,9 @@ def arms(entries, tasks):
     axes.bar(x, [0] * len(x), wide * 0.92, color=colour, label=entry["arm"])  # the legend's, also where there are no trials
     for at, name in zip(x, names):
       if figures is None:
-        axes.annotate("-", (at, 0), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9, color=plots.MUTED)
+        axes.annotate(
+          "missing", (at, 0), xytext=(0, 4), textcoords="offset points", rotation=90, ha="center", fontsize=7, color=plots.MUTED
+        )
         continue
       f = figures[name]
       axes.bar(at, f["success"], wide * 0.92, color=colour)
