@@ -252,6 +252,7 @@ def test_the_page_shows_what_is_missing_and_needs_nothing_beside_it(finished, tm
   assert "commit 1" in page
   assert ">missing<" not in page
   half = told | {"rows": told["rows"][:3], "done": dict(list(told["done"].items())[:30])}
+  assert claims.against(half, "sharpa_wave", "mid", "none") is None, "one seed of two is no result"
   study_page.write(half, made, "", tmp_path / "half.html")
   page = (tmp_path / "half.html").read_text()
   assert f"<b>30</b> of {len(told['steps'])} steps" in page
