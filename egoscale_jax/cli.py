@@ -27,17 +27,8 @@ def record(arguments):
   from egoscale_jax.sim.bench import recorders
 
   names = tuple(filter(None, arguments.tasks.split(",")))
-  plan = recorders.Plan(
-    arguments.body,
-    names,
-    arguments.split,
-    arguments.seed,
-    arguments.episodes,
-    arguments.takes,
-    arguments.image_size,
-    arguments.aligned,
-    arguments.clean,
-  )
+  many, how = (arguments.episodes, arguments.takes), (arguments.image_size, arguments.aligned, arguments.clean)
+  plan = recorders.Plan(arguments.body, names, arguments.split, arguments.seed, *many, *how)
   written, first, left_out = recorders.record_all(arguments.output, plan, arguments.workers)
   print(
     f"wrote {written} recordings to {arguments.output}; the expert's first take succeeded in {first}; left out {left_out} without success"
@@ -213,16 +204,12 @@ def scaling(arguments):
 def study(arguments):
   import jax
 
-  jax.config.update("jax_platforms", "cpu")  # of this process, which only counts, as in `scaling`
-  from egoscale_jax import config, policy
-  from egoscale_jax.evaluate import study as study_lib
-  from egoscale_jax.train import main
+  jax.config.update("jax_platforms", "cpu")  # as in `scaling`
+  from egoscale_jax import config
   from egoscale_jax.view import study_page
 
-  made = config.parse(arguments.config)
-  plan = study_lib.Plan(made, arguments.workdir, main.main, policy.agent)
   command = " ".join(["egoscale study", *arguments.config, f"--workdir={arguments.workdir}"])
-  print("\n".join(study_page.study(made, plan, arguments.workdir, command)))
+  print("\n".join(study_page.study(config.parse(arguments.config), arguments.workdir, command)))
   print(f"wrote {arguments.workdir}/study.html and results.jsonl")
 
 

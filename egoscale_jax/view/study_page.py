@@ -5,8 +5,10 @@ import pathlib
 import platform
 
 import egoscale_jax
+from egoscale_jax import policy
 from egoscale_jax.evaluate import chain, claims
 from egoscale_jax.evaluate import study as study_lib
+from egoscale_jax.train import main
 from egoscale_jax.view import output as output_lib
 from egoscale_jax.view import study_plots
 from egoscale_jax.view.scaling_page import STYLE, commit, img, n, table
@@ -22,8 +24,9 @@ ABOUT = {
 }
 
 
-def study(config, plan, workdir, command):
+def study(config, workdir, command):
   """Makes or continues the study; the page is written after every step -> lines for a person."""
+  plan = study_lib.Plan(config, workdir, main.main, policy.agent)
   for told in chain.run(config, plan, workdir, commit()):
     write(told, config, command, pathlib.Path(workdir) / "study.html")
   return lines(told, config)
