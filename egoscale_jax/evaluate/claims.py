@@ -54,7 +54,10 @@ def _scenes(rows):
 
 
 def difference(after, before, seed=0):
-  """Rows of two arms -> {value, low, high} of the success of the one minus the other's; None where one has no trials."""
+  """Rows of two arms -> {value, low, high} of the success of the one minus the other's; None where one has no trials.
+
+  Where all scenes say the same a bootstrap knows of no doubt, and there is some: low and high are then None.
+  """
   if not after or not before:
     return None
   first, second = _scenes(after), _scenes(before)
@@ -66,6 +69,8 @@ def difference(after, before, seed=0):
     of = gain[task == name]
     draws += of[rng.integers(0, len(of), (DRAWS, len(of)))].sum(axis=1)
   low, high = np.percentile(draws / len(gain), LEVEL)
+  if np.ptp(gain) == 0:
+    return {"value": float(gain.mean()), "low": None, "high": None}
   return {"value": float(gain.mean()), "low": float(low), "high": float(high)}
 
 
@@ -132,10 +137,16 @@ def verdicts(told, config) -> list[dict]:
   return [*found, _rank(ladder(told)), _controls(told)]
 
 
+def points(found) -> str:
+  """A difference with its interval."""
+  interval = "all scenes alike" if found["low"] is None else f"{100 * found['low']:+.0f} to {100 * found['high']:+.0f}"
+  return f"{100 * found['value']:+.0f} points ({interval})"
+
+
 def _gain(claim, found, aim):
   entry = {"claim": claim, "aim": f"at least {100 * aim:.0f} points", "measured": None, "holds": None}
   if found:
-    entry["measured"] = f"{100 * found['value']:+.0f} points ({100 * found['low']:+.0f} to {100 * found['high']:+.0f})"
+    entry["measured"] = points(found)
     entry["holds"] = found["value"] >= aim
   return entry
 

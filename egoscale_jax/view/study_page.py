@@ -110,9 +110,9 @@ def _differences(told, entries):
   for arm, base in (("both", "none"), ("both", "mid"), ("human", "none"), ("mid", "none")):
     if arm in arms and base in arms:
       found = claims.against(told, body, arm, base)
-      text = f"{100 * found['value']:+.0f}\n{100 * found['low']:+.0f} to {100 * found['high']:+.0f}" if found else MISSING
+      text = claims.points(found) if found else MISSING
       rows.append([f"{arm} minus {base}", (text, "n" if found else "n missing")])
-  return table(["difference", n("points of success")], rows) if rows else ""
+  return table(["difference", n("success")], rows) if rows else ""
 
 
 def _ladder(told):
