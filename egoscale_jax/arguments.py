@@ -216,6 +216,14 @@ def parser(functions):
   sub.add_argument("--batches", type=int, default=8, metavar="N", help="--attribute: of each group and of the target (default 8)")
   sub.add_argument("--batch_size", type=int, default=0, metavar="N", help="--attribute: (default: the run's validation.batch_size)")
 
+  sub = verb(
+    "study",
+    "The study of the paper's claims on the bench: recordings, stages, trials, one page; a step that is complete is not made again.",
+    "egoscale study --config=configs/study.py:micro --workdir=runs/study",
+  )
+  sub.add_argument("--workdir", required=True, metavar="DIR", help="the study; the same command goes on with it")
+  sub.add_argument("--config", required=True, metavar="FILE[:MODE]", help=config_help)
+
   sub = verb("serve", "A policy server for robots: openpi's and GR00T's clients.", "egoscale serve --checkpoint=runs/quickstart")
   sub.add_argument("--checkpoint", required=True, metavar="DIR", help="a work directory of `egoscale train` or `egoscale convert`")
   sub.add_argument("--embodiment", default="", metavar="NAME", help="which, if the policy knows several")

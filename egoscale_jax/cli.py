@@ -27,17 +27,8 @@ def record(arguments):
   from egoscale_jax.sim.bench import recorders
 
   names = tuple(filter(None, arguments.tasks.split(",")))
-  plan = recorders.Plan(
-    arguments.body,
-    names,
-    arguments.split,
-    arguments.seed,
-    arguments.episodes,
-    arguments.takes,
-    arguments.image_size,
-    arguments.aligned,
-    arguments.clean,
-  )
+  many, how = (arguments.episodes, arguments.takes), (arguments.image_size, arguments.aligned, arguments.clean)
+  plan = recorders.Plan(arguments.body, names, arguments.split, arguments.seed, *many, *how)
   written, first, left_out = recorders.record_all(arguments.output, plan, arguments.workers)
   print(
     f"wrote {written} recordings to {arguments.output}; the expert's first take succeeded in {first}; left out {left_out} without success"
@@ -210,6 +201,18 @@ def scaling(arguments):
   print(f"wrote {arguments.workdir}/scaling.html, scaling.json and runs.jsonl")
 
 
+def study(arguments):
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")  # as in `scaling`
+  from egoscale_jax import config
+  from egoscale_jax.view import study_page
+
+  command = " ".join(["egoscale study", *arguments.config, f"--workdir={arguments.workdir}"])
+  print("\n".join(study_page.study(config.parse(arguments.config), arguments.workdir, command)))
+  print(f"wrote {arguments.workdir}/study.html and results.jsonl")
+
+
 def _attribute(arguments):
   if arguments.config:
     raise UserError("--attribute: found --config too, expected --workdir alone, which has its own")
@@ -260,7 +263,7 @@ def report(arguments):
   print(f"wrote {arguments.output}")
 
 
-VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, convert, evaluate, scaling, rollout, serve, view, report)
+VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, convert, evaluate, scaling, study, rollout, serve, view, report)
 
 
 def main(argv=None):

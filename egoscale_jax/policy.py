@@ -38,12 +38,13 @@ class Executing:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size; text: the instruction.
+  """images: one uint8 [Y, X, 3] a camera of config.data.cameras, any size, None where it sees nothing (its tokens are masked, as in
+  training where a recording has no such camera); text: the instruction.
 
   state: [A] of data.actions.make_state for an embodiment that has one (data.actions.has_state): robots do, human video does not.
   """
 
-  images: list[np.ndarray]
+  images: list[np.ndarray | None]
   text: str
   state: np.ndarray | None = None
   embodiment: str = "human"
@@ -59,6 +60,7 @@ class Policy:
     self.config = self.run.config
     self._assembler = examples.make_assembler(self.config, self.run.prompt, self.run.statistics)
     self._sample = jax.jit(functools.partial(_sample, self.run.model, self.config.augment))
+    self._cameras = len(self.config.data.cameras)
     self._picture = tuple(self.config.data.image_size), self.config.data.crop
     # Made once for each embodiment and each instruction: a robot asks many times with the same.
     self.slot, self._blank = functools.cache(self._slot_of), functools.cache(self._blank_of)
@@ -95,10 +97,10 @@ class Policy:
 
   def _check(self, request, slot):
     images, state, data = request.images, request.state, self.config.data
-    if len(images) != self._blank(request.embodiment).image_mask_BxC.size:
+    if len(images) != self._cameras:
       raise UserError(f"images: found {len(images)}, expected one for each of the cameras {tuple(data.cameras)}")
     for i, image in enumerate(images):
-      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+      if image is not None and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3):
         raise UserError(f"images[{i}]: found {image.dtype} {image.shape}, expected uint8 [height, width, 3]")
     has_state = actions.has_state(data, request.embodiment)
     if (state is not None) != has_state or (state is not None and np.shape(state) != (slot.width,)):
@@ -113,7 +115,8 @@ class Policy:
     size, crop = self._picture
     batch = dataclasses.replace(
       self._blank(request.embodiment),
-      image_BxCxYxXx3=np.stack([transforms.fit(image, size, crop) for image in request.images]),
+      image_BxCxYxXx3=np.stack([_black(size) if image is None else transforms.fit(image, size, crop) for image in request.images]),
+      image_mask_BxC=np.array([image is not None for image in request.images]),
       token_BxL=token,
       token_mask_BxL=token_mask,
     )
@@ -128,7 +131,7 @@ class Policy:
     observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - slot.width))
     return spec.Batch(
       image_BxCxYxXx3=None,
-      image_mask_BxC=np.ones(len(c.data.cameras), bool),
+      image_mask_BxC=None,
       token_BxL=None,
       token_mask_BxL=None,
       state_BxS=np.zeros(m.state_dim, np.float32),
@@ -187,6 +190,10 @@ class Predictor:
     has_state = actions.has_state(data, self.embodiment)
     state = seen.state(actions.has_camera(data, self.embodiment, normalizer)) if has_state else None
     return self.policy([seen.picture_YxXx3], seen.text, state, self.embodiment, seen.seed, executing)
+
+
+def _black(size):
+  return np.zeros((*size, 3), np.uint8)
 
 
 def agent(workdir, embodiment, execute, frozen=0, ramp=0):

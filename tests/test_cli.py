@@ -21,6 +21,7 @@ VERBS = (
   "convert",
   "evaluate",
   "scaling",
+  "study",
   "rollout",
   "serve",
   "view",

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,18 @@ def test_wrong_observations_are_named(policy):
     policy([good], "Pour.", embodiment="dog")
   with pytest.raises(UserError, match=r"config.data.text_tokens: found 40, the instruction 'tea tea .* takes \d+ with its template"):
     policy([good], " ".join(["tea"] * 200))
+
+
+def test_without_a_picture_its_tokens_are_masked(policy):
+  blind = policy.row(Request([None], "Pour tea."))
+  black = policy.row(Request([np.zeros((32, 32, 3), np.uint8)], "Pour tea."))
+  assert not blind[0].image_mask_BxC.any()
+  assert black[0].image_mask_BxC.all()
+  noise = np.random.default_rng(0).integers(0, 256, blind[0].image_BxCxYxXx3.shape).astype(np.uint8)
+  poisoned = (dataclasses.replace(blind[0], image_BxCxYxXx3=noise), *blind[1:])
+  first = policy.sample([blind])
+  np.testing.assert_array_equal(first, policy.sample([poisoned]))
+  assert not np.array_equal(first, policy.sample([black]))
 
 
 def test_several_requests_are_what_each_is_alone(policy):

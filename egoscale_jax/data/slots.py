@@ -30,6 +30,20 @@ def gather(config) -> dict[int, statistics.Statistics]:
   return {int(slot): statistics.merged(several) for slot, several in sorted(states.items())}
 
 
+def of_run(config) -> dict[int, statistics.Statistics]:
+  """Those of the file config.data.statistics, else `gather`; UserError where the file's are of other joints."""
+  own, path = gather(config), config.data.statistics
+  if not path:
+    return own
+  given = load(path)
+  for slot, table in own.items():
+    if slot not in given or given[slot].joint_names != table.joint_names:
+      found = f"{len(given[slot].joint_names)} joints from {given[slot].joint_names[0]}" if slot in given else f"slots {sorted(given)}"
+      expected = f"slot {slot} with {len(table.joint_names)} joints from {table.joint_names[0]}"
+      raise UserError(f"config.data.statistics={path}: found {found}, expected {expected}")
+  return given
+
+
 def save(slots: dict[int, statistics.Statistics], path):
   with open(path, "w", encoding="utf-8") as file:
     json.dump({"version": VERSION, "slots": {str(slot): stats.to_json() for slot, stats in slots.items()}}, file)

@@ -189,8 +189,8 @@ def _agent(make_agent):
   return make_agent()
 
 
-def run(make_agent, settings: Settings, output_dir, num_workers=1) -> dict:
-  """make_agent() -> an agent; it is called in every process. Writes trials.jsonl, summary.json and videos -> the summary."""
+def run(make_agent, settings: Settings, output_dir, num_workers=1, films=True) -> dict:
+  """make_agent() -> an agent; it is called in every process. Writes trials.jsonl, summary.json and, with films, videos -> the summary."""
   settings.check()
   output = pathlib.Path(os.path.abspath(output_dir))
   if output.is_dir() and any(output.iterdir()):
@@ -207,7 +207,8 @@ def run(make_agent, settings: Settings, output_dir, num_workers=1) -> dict:
   summary = dataclasses.asdict(settings) | {"results": {name: figures([r for r in rows if r["task"] == name]) for name in settings.tasks}}
   summary["results"]["all"] = figures(rows)
   (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-  _videos(make_agent, settings, rows, output, num_workers)
+  if films:
+    _videos(make_agent, settings, rows, output, num_workers)
   return summary
 
 

@@ -11,8 +11,6 @@ A run's loss is the action MSE of its fixed-noise validation, the least of its v
 its own metrics.jsonl; the last one's is told beside it.
 """
 
-import contextlib
-import fcntl
 import functools
 import json
 import math
@@ -22,7 +20,7 @@ import numpy as np
 
 from egoscale_jax import progress
 from egoscale_jax.errors import UserError
-from egoscale_jax.evaluate import allocation, laws, study_plan
+from egoscale_jax.evaluate import allocation, folder, laws, study_plan
 
 LAWS = {"log": laws.fit_log, "power": laws.fit_power}
 
@@ -31,8 +29,8 @@ def run(config, workdir, train):
   """Makes or continues a study; yields `result` at the start and after every run, each of which is train(config, workdir, log)."""
   workdir = pathlib.Path(workdir)
   cells = study_plan.cells(config)
-  with _alone(workdir):
-    _begin(config, workdir)
+  with folder.alone(workdir):
+    folder.begin(workdir, study_plan.to_json(config), ("runs", "logs", "done"))
     done = [cell for cell in cells if (workdir / "done" / cell.name).is_file()]
     yield result(config, cells, workdir)
     with progress.bar(len(cells), "scaling", "run") as bar:
@@ -44,38 +42,6 @@ def run(config, workdir, train):
         (workdir / "done" / cell.name).touch()
         bar.update()
         yield result(config, cells, workdir)
-
-
-@contextlib.contextmanager
-def _alone(workdir):
-  """UserError where another process is at the same study. The lock goes with the process, however it ends."""
-  with contextlib.ExitStack() as stack:
-    try:
-      workdir.mkdir(parents=True, exist_ok=True)
-      file = stack.enter_context(open(workdir / "lock", "w", encoding="utf-8"))
-    except OSError as error:
-      raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(f"--workdir={workdir}: another process is at this study, expected one at a time") from error
-    yield
-
-
-def _begin(config, workdir):
-  told, path = study_plan.to_json(config), workdir / "study.json"
-  if path.is_file():
-    study_plan.check_same(json.loads(path.read_text(encoding="utf-8")), told, workdir)
-  for folder in ("runs", "logs", "done"):
-    (workdir / folder).mkdir(exist_ok=True)
-  if not path.is_file():
-    _write(path, json.dumps(told, indent=1, sort_keys=True) + "\n")
-
-
-def _write(path, text):
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text, encoding="utf-8")
-  partial.replace(path)
 
 
 def read(cell, workdir) -> dict:
@@ -106,10 +72,10 @@ def result(config, cells, workdir) -> dict:
   rows = [read(cell, workdir) for cell in complete]
   told = {"runs": len(cells), "complete": len(rows), "laws": _laws(cells, rows), "subsets": _subsets(cells), "sizes": _sizes(cells)}
   told["allocation"] = _allocation(config, cells, rows)
-  _write(workdir / "runs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-  _write(workdir / "scaling.json", json.dumps(told, indent=1) + "\n")
+  folder.write(workdir / "runs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+  folder.write(workdir / "scaling.json", json.dumps(told, indent=1) + "\n")
   costs = {cell.name: _seconds(workdir / "runs" / cell.name) for cell in complete}
-  _write(workdir / "costs.json", json.dumps(costs, indent=1) + "\n")
+  folder.write(workdir / "costs.json", json.dumps(costs, indent=1) + "\n")
   return told | {"rows": rows, "costs": costs}
 
 

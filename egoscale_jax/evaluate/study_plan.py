@@ -45,22 +45,22 @@ class Cell:
 
 def sized(config, size):
   """The study's config with what a size sets."""
-  config = _copy(config)
-  _update(config, config.scaling.sizes[size], f"config.scaling.sizes.{size}")
+  config = copied(config)
+  update(config, config.scaling.sizes[size], f"config.scaling.sizes.{size}")
   return config
 
 
-def _copy(config):
+def copied(config):
   """Of all its parts, to be changed."""
   return ml_collections.ConfigDict(config.copy_and_resolve_references().to_dict())
 
 
-def _update(config, given, where):
+def update(config, given, where):
   for key, value in given.items():
     if key not in config or hasattr(value, "items") != hasattr(config[key], "items"):
       raise UserError(f"{where}: found {key}, expected one of {', '.join(config)}")
     if hasattr(value, "items"):
-      _update(config[key], value, f"{where}.{key}")
+      update(config[key], value, f"{where}.{key}")
     else:
       config[key] = value
 
@@ -133,7 +133,7 @@ def _subsets(config):
   """{twentieths: {hours, episodes, frames}} of the training clips, in order; UserError where two subsets are the same."""
   result, before = {}, None
   for twentieths in sorted(config.scaling.twentieths):
-    part = _copy(config)
+    part = copied(config)
     part.data.twentieths = twentieths
     told = subset(part)
     if before and told["episodes"] == result[before]["episodes"]:
@@ -156,6 +156,11 @@ def _count(config):
 def to_json(config) -> dict:
   """What a study is: its config and its data."""
   return {"config": json.loads(config.to_json()), "data": mixture.fingerprint(config)}
+
+
+def only_config(config) -> dict:
+  """As to_json, of a study that makes its data itself."""
+  return {"config": json.loads(config.to_json()), "data": ""}
 
 
 def check_same(old, new, where):

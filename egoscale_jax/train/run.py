@@ -123,7 +123,7 @@ def _begin(config, workdir, devices):
   texts = sorted({e["text"] for path in _folders(config) for e in manifest.load(path)["episodes"] if "text" in e})
   given = config.data.tokenizer
   made = tokenizer.load(given) if given else tokenizer.build(texts, config.model.language.vocab)
-  stats = slots.gather(config)
+  stats = slots.of_run(config)
   run = make_run(config, made, stats, devices)
   for text in texts:
     run.prompt(text)  # an instruction that does not fit ends the run here, not after hours

@@ -31,11 +31,11 @@ def write(told, config, command, output):
   output_lib.write_page(output, page, "workdir")
 
 
-def _img(png, alt):
+def img(png, alt):
   return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def _table(head, rows):
+def table(head, rows):
   """Cells are text, numbers as text with their class: (text, class)."""
   titles = "".join(f"<th{_class(cell)}>{html.escape(_text(cell))}</th>" for cell in head)
   lines = "".join("<tr>" + "".join(f"<td{_class(cell)}>{html.escape(_text(cell))}</td>" for cell in row) + "</tr>" for row in rows)
@@ -81,9 +81,9 @@ def _results(told):
   )
   better = min(first["hold_still_mse"], first["mean_chunk_mse"])
   law_text += f" The better baseline (hold still, mean chunk) has {better:.4f}."
-  parts = ["<h2>The law</h2>", f"<p>{law_text}</p>", _img(scaling_plots.laws(told), "loss against hours"), _law_tables(told)]
-  parts += [_mean_table(told), "<h2>Loss during training</h2>", _img(scaling_plots.curves(told), "loss against steps")]
-  parts += ["<h2>Hours or a larger model</h2>", _allocation(told), _img(scaling_plots.flops(told), "loss against FLOPs")]
+  parts = ["<h2>The law</h2>", f"<p>{law_text}</p>", img(scaling_plots.laws(told), "loss against hours"), _law_tables(told)]
+  parts += [_mean_table(told), "<h2>Loss during training</h2>", img(scaling_plots.curves(told), "loss against steps")]
+  parts += ["<h2>Hours or a larger model</h2>", _allocation(told), img(scaling_plots.flops(told), "loss against FLOPs")]
   return "".join(parts)
 
 
@@ -103,9 +103,9 @@ def _law_tables(told):
     "<p>Below a figure its 95 % interval. Last from the others: the loss on the most hours as a law of the other subsets foretells it, "
   )
   told += "against what was measured.</p>"
-  tables = "<p>L = a &minus; b ln D</p>" + _table([*head, n("a"), n("b"), *tail], log)
+  tables = "<p>L = a &minus; b ln D</p>" + table([*head, n("a"), n("b"), *tail], log)
   if power:
-    tables += "<p>L = c + a D<sup>&minus;p</sup></p>" + _table([*head, *map(n, "cap"), *tail], power)
+    tables += "<p>L = c + a D<sup>&minus;p</sup></p>" + table([*head, *map(n, "cap"), *tail], power)
   return told + tables
 
 
@@ -122,7 +122,7 @@ def _mean_table(told):
     texts = [f"{c[0]:.4f}\n{c[1]:.4f} to {c[2]:.4f}" if c else "" for c in cells]
     rows.append([n(f"{subset['hours']:.3g}"), n(str(subset["episodes"])), *map(n, texts)])
   head = [n(f"{size},\n{budget}") for budget, size, _ in columns]
-  return "<p>Mean loss of the seeds, below it the least and the most:</p>" + _table([n("hours"), n("episodes"), *head], rows)
+  return "<p>Mean loss of the seeds, below it the least and the most:</p>" + table([n("hours"), n("episodes"), *head], rows)
 
 
 def _allocation(told):
@@ -139,7 +139,7 @@ def _allocation(told):
     "<p>At equal training FLOPs (matrix products, counted from the config) a smaller model is trained on more hours. The hours, and "
     "the loss that the size's log law at equal passes gives; bold: the least of those within the measured hours; * outside of them.</p>"
   )
-  return text + _table([n("training FLOPs"), *(n(size) for size in told["sizes"])], rows)
+  return text + table([n("training FLOPs"), *(n(size) for size in told["sizes"])], rows)
 
 
 def _how(told, config, command):
@@ -149,7 +149,7 @@ def _how(told, config, command):
     for size, v in told["sizes"].items()
   ]
   facts = (
-    f"egoscale_jax {egoscale_jax.__version__}, {_commit()}; Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    f"egoscale_jax {egoscale_jax.__version__}, {commit()}; Python {platform.python_version()}, {platform.system()} {platform.machine()}"
   )
   runs = [_run_row(row, told["costs"][row["name"]]) for row in told["rows"]]
   head = ["run", n("hours"), n("steps"), n("passes"), n("loss"), n("at step"), n("last loss"), n("FLOPs"), n("seconds")]
@@ -158,8 +158,8 @@ def _how(told, config, command):
   return (
     f"<h2>How it was made</h2><p><code>{html.escape(command)}</code></p><p>{html.escape(facts)}. Training steps took {hours:.2f} hours in "
     "all (without compiling, validation and waiting for data).</p>"
-    + _table(["size", n("parameters"), n("FLOPs an example"), n("mean seconds a run")], sizes)
-    + f"<details><summary>All {len(runs)} runs</summary>{_table(head, runs)}</details>"
+    + table(["size", n("parameters"), n("FLOPs an example"), n("mean seconds a run")], sizes)
+    + f"<details><summary>All {len(runs)} runs</summary>{table(head, runs)}</details>"
   )
 
 
@@ -173,7 +173,7 @@ def _mean_cost(told, size):
   return f"{sum(costs) / len(costs):.0f}" if costs else ""
 
 
-def _commit():
+def commit():
   """Of the checkout that this runs from."""
   root = pathlib.Path(egoscale_jax.__file__).resolve().parents[1]
   if not (root / ".git").exists():

@@ -306,3 +306,18 @@ def test_batches_tell_their_different_episodes(setup):
     batches = pipeline.train_batches(config, prompt, stats, 0, 0, processes)
     batch = next(batches)
     assert 1 <= batches.info.episodes <= min(5, len(batch.position_B))
+
+
+def test_statistics_of_a_run_before_are_taken_and_must_be_of_these_joints(shards, tmp_path):
+  own = slots.gather(tiny.config(shards))
+  moved = {0: dataclasses.replace(own[0], mean_LxA=own[0].mean_LxA + 1)}
+  slots.save(moved, tmp_path / "statistics.json")
+  given = slots.of_run(tiny.config(shards, **{"data.statistics": tmp_path / "statistics.json"}))
+  np.testing.assert_allclose(given[0].mean_LxA, own[0].mean_LxA + 1)
+  other = dataclasses.replace(own[0], joint_names=tuple(f"joint_{i}" for i in range(7)))
+  slots.save({0: other}, tmp_path / "other.json")
+  with pytest.raises(UserError, match=r"config\.data\.statistics=.*: found 7 joints from joint_0, expected slot 0 with 22 joints"):
+    slots.of_run(tiny.config(shards, **{"data.statistics": tmp_path / "other.json"}))
+  slots.save({}, tmp_path / "none.json")
+  with pytest.raises(UserError, match=r"found slots \[\], expected slot 0"):
+    slots.of_run(tiny.config(shards, **{"data.statistics": tmp_path / "none.json"}))

@@ -16,6 +16,7 @@ from egoscale_jax import cli
 from egoscale_jax import config as config_lib
 from egoscale_jax.errors import Preempted, UserError
 from egoscale_jax.evaluate import apart, scaling, study_plan
+from egoscale_jax.evaluate import folder as folder_lib
 from egoscale_jax.view import scaling_page
 
 GRID = {"scaling.twentieths": (4, 8, 12, 20), "scaling.seeds": (0, 1), "scaling.validations": 2, "steps": 40}  # 1, 2, 3, 5 episodes
@@ -143,7 +144,7 @@ def test_another_config_is_refused_by_its_field(study, shards):
 
 def test_one_process_at_a_time(study):
   made, folder, _ = study
-  with scaling._alone(folder), pytest.raises(UserError, match="another process is at this study"):
+  with folder_lib.alone(folder), pytest.raises(UserError, match="another process is at this study"):
     finish(made, folder, Fake())
 
 
