@@ -1,7 +1,7 @@
 """The figures of a scaling study, as PNG bytes: loss against hours with its law, loss curves of the subsets, loss against FLOPs."""
 
 import numpy as np
-from matplotlib import figure, ticker
+from matplotlib import colormaps, ticker
 
 from egoscale_jax.evaluate import scaling, study_plan
 from egoscale_jax.view import plots
@@ -10,15 +10,8 @@ COLOURS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#db2777", "#0891b2")  # 
 
 
 def _panels(count, height=3.6):
-  """Panels side by side that share their y axis, with an empty one on the right for the legend."""
-  width = 4.1 * count + 0.4
-  canvas = figure.Figure(figsize=(max(width, 5.6), height), dpi=130, layout="constrained")
-  panels = canvas.subplots(1, count, sharey=True, squeeze=False)[0]
-  for axes in panels:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e4e7", linewidth=0.8)
-    axes.set_axisbelow(True)
-  return canvas, panels
+  canvas, axes = plots.panels(max(4.1 * count + 0.4, 5.6), height, count)
+  return canvas, np.atleast_1d(axes)
 
 
 def _hours(axes, hours):
@@ -62,7 +55,7 @@ def curves(told):
   """A panel a size, at equal steps: validation loss against steps, a colour a subset; thick the mean of the seeds, thin each of them."""
   canvas, panels = _panels(len(told["sizes"]))
   subsets = told["subsets"]
-  shades = [figure.mpl.colormaps["viridis"](x) for x in np.linspace(0.88, 0.05, len(subsets))]
+  shades = [colormaps["viridis"](x) for x in np.linspace(0.88, 0.05, len(subsets))]
   for axes, size in zip(panels, told["sizes"]):
     for shade, subset in zip(shades, subsets):
       rows = [r for r in told["rows"] if study_plan.STEPS in r["budgets"] and r["size"] == size and r["hours"] == subset["hours"]]

@@ -1,21 +1,12 @@
 """The figures of the study, as PNG bytes: success of the arms by task, and success against loss."""
 
 import numpy as np
-from matplotlib import figure, ticker
+from matplotlib import ticker
 
 from egoscale_jax.view import plots
 
 COLOURS = {"none": "#a1a1aa", "mid": "#f59e0b", "human": "#60a5fa", "both": "#1d4ed8"}
 SIZES = ("#2563eb", "#ea580c", "#16a34a", "#9333ea")
-
-
-def _panel(width, height):
-  canvas = figure.Figure(figsize=(width, height), dpi=130, layout="constrained")
-  axes = canvas.subplots()
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.grid(axis="y", color="#e4e4e7", linewidth=0.8)
-  axes.set_axisbelow(True)
-  return canvas, axes
 
 
 def _success(axes, high):
@@ -27,7 +18,7 @@ def _success(axes, high):
 def arms(entries, tasks):
   """entries: claims.groups of one body. Bars: an arm's success, with its interval; what has no trials yet says so."""
   names = ("all", *tasks) if len(tasks) > 1 else tuple(tasks)
-  canvas, axes = _panel(1.6 + 1.35 * len(names) * max(1.0, len(entries) / 4), 3.4)
+  canvas, axes = plots.panels(1.6 + 1.35 * len(names) * max(1.0, len(entries) / 4), 3.4)
   wide, high = 0.82 / len(entries), 0.0
   for place, entry in enumerate(entries):
     x = np.arange(len(names)) + (place - (len(entries) - 1) / 2) * wide
@@ -53,7 +44,7 @@ def arms(entries, tasks):
 
 def ladder(found):
   """found: claims.ladder. A dot a checkpoint: success against loss; beside it the share of the people's hours, in twentieths."""
-  canvas, axes = _panel(6.2, 3.8)
+  canvas, axes = plots.panels(6.2, 3.8)
   sizes = list(dict.fromkeys(row["size"] for row in found["rows"]))
   for colour, size in zip(SIZES, sizes):
     rows = [row for row in found["rows"] if row["size"] == size]
