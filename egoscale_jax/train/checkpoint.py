@@ -20,6 +20,7 @@ from egoscale_jax.train import checksums, distributed
 from egoscale_jax.train.sharding import path_name
 
 DAMAGED = "damaged"  # in a work directory: checkpoints that were not as they had been written
+_THREADS = 8  # at least as many as Orbax saves with: each may fail by itself
 _FULL = re.compile(r"No space left|Disk quota exceeded|RESOURCE_EXHAUSTED|File too large")
 
 
@@ -115,7 +116,7 @@ class Saver:
   """A context: the checkpoints of a run that is in training, saved beside it. A disk that is full costs a checkpoint and not the run."""
 
   def __init__(self, workdir, keep):
-    self.workdir, self.manager = pathlib.Path(workdir), manager(workdir, keep)
+    self.workdir, self.keep, self.manager = pathlib.Path(workdir), keep, manager(workdir, keep)
     self._saving, self._failed, self._thread = None, None, concurrent.futures.ThreadPoolExecutor(1)
 
   def __enter__(self):
@@ -183,11 +184,26 @@ class _FullDisk:
       return False
     saver, step = self.saver, self.saver._saving
     saver._failed, saver._saving = step, None
+    _close_failed(saver.manager)
     for path in (saver.workdir / "checkpoints").glob(f"{step}.orbax-checkpoint-tmp*"):
       shutil.rmtree(path, ignore_errors=True)
-    saver.manager.reload()
+    saver.manager = manager(saver.workdir, saver.keep)
     print(f"checkpoint {step} is not saved: {saver.workdir}: the disk is full; the run goes on", flush=True)
     return True
+
+
+def _close_failed(checkpoints):
+  """Waits for all threads of a save that failed. Each tells its failure once, to whoever waits next: in the same manager to the next save,
+  which would be told to have failed, and a thread that still writes would make anew what is removed.
+  """
+  for _ in range(_THREADS):
+    try:
+      checkpoints.close()
+      return
+    except Exception as error:
+      if not _is_full(error):
+        raise
+  checkpoints.close()
 
 
 def _is_full(error):

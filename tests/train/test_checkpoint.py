@@ -106,8 +106,9 @@ def test_no_room_for_a_save_costs_no_checkpoint(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves a coroutine of a failed save behind
-def test_a_disk_that_fills_up_during_a_save_costs_no_checkpoint(tmp_path, capsys, monkeypatch):
-  """A file system of its own where one may be mounted."""
+@pytest.mark.parametrize("left", [8192, 0], ids=["arrays fail", "all of its threads fail"])
+def test_a_disk_that_fills_up_during_a_save_costs_no_checkpoint(tmp_path, capsys, monkeypatch, left):
+  """A file system of its own where one may be mounted. left: bytes; with none, several threads fail, none of them the next save."""
   disk = tmp_path / "disk"
   disk.mkdir()
   if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
@@ -118,7 +119,7 @@ def test_a_disk_that_fills_up_during_a_save_costs_no_checkpoint(tmp_path, capsys
       saver.save(1, state(1))
       saver.finish(1)
       with open(disk / "filler", "wb") as filler:
-        filler.write(bytes(shutil.disk_usage(disk).free - 8192))
+        filler.write(bytes(shutil.disk_usage(disk).free - left))
       saver.save(2, state(2))
       with pytest.raises(UserError, match="step 2 could not be saved, the disk is full"):
         saver.finish(2)
