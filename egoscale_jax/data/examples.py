@@ -69,7 +69,7 @@ class Assembler:
   def __init__(self, data, model, prompt: tokenizer.Prompt, slots: dict[int, Slot]):
     self.data, self.model, self.slots = data, model, slots
     self._prompt = functools.lru_cache(maxsize=65536)(prompt)  # data sets repeat their instructions
-    self._find = functools.cache(self._find_cameras)
+    self._find, self._state_is = functools.cache(self._find_cameras), functools.cache(self._find_state)
     self._prompt_of, self._buffers = prompt, Buffers()
     # Read once: a look-up in a ConfigDict costs as much as a row's share of everything else.
     self._size, self._cameras, self._slot_of = tuple(data.image_size), tuple(data.cameras), dict(data.slots)
@@ -161,22 +161,28 @@ class Assembler:
 
   def _fill_state(self, batch, rows, windows, slot, wrist_Bx2x4x4, joints_Bx2xJ, valid_Bx2):
     """Proprioception of the rows that have it (actions.has_state), from where their chunks start."""
-    of = [i for i, window in enumerate(windows) if actions.has_state(self.data, window.clip.embodiment)]
+    of = [i for i, window in enumerate(windows) if self._state_is(window.clip.embodiment) is not None]
     if not of:
       return
     valid = valid_Bx2[of]
     wrist = np.where(valid[..., None, None], wrist_Bx2x4x4[of], np.nan)
     joints = np.where(valid[..., None], joints_Bx2xJ[of], np.nan)
-    state = actions.make_state(np.stack([self._state_camera(windows[i], slot) for i in of]), wrist, joints)
+    state = actions.make_state(np.stack([self._state_camera(windows[i]) for i in of]), wrist, joints)
     state = actions.normalize_state(state, slot.normalizer)
     told = np.isfinite(state).all(axis=-1)  # else a hand is missing, or nobody located a person's camera
     batch.state_BxS[rows[of][told], : slot.width] = state[told]
     batch.state_mask_B[rows[of]] = told
 
-  def _state_camera(self, window: Window, slot: Slot) -> np.ndarray:
+  def _find_state(self, embodiment) -> bool | None:
+    """Whether its state is seen from the camera; None: it has none."""
+    if not actions.has_state(self.data, embodiment):
+      return None
+    return actions.has_camera(self.data, embodiment, self.slots[self.slot(embodiment)].normalizer)
+
+  def _state_camera(self, window: Window) -> np.ndarray:
     """T_world_camera [4, 4] for actions.make_state."""
     clip = window.clip
-    if not actions.has_camera(self.data, clip.embodiment, slot.normalizer):
+    if not self._state_is(clip.embodiment):
       return np.eye(4, dtype=np.float32)
     camera = clip.T_world_camera_CxNx4x4[0, window.image]
     if clip.embodiment != schema.HUMAN and not np.isfinite(camera).all():
