@@ -88,6 +88,10 @@ class Policy:
       raise UserError(f"embodiment: found {embodiment!r}, expected one of {sorted(self.config.data.slots)}")
     return self._assembler.slots[self._assembler.slot(embodiment)]
 
+  def state_from_camera(self, embodiment) -> bool | None:
+    """Whether Request.state is seen from the first camera, else from the robot's base; None: this embodiment has none."""
+    return self._assembler.state_from_camera(embodiment)
+
   def chunk(self, request, action_TxA) -> Chunk:
     """A row of `sample` in metres and radians."""
     slot = self.slot(request.embodiment)
@@ -102,7 +106,7 @@ class Policy:
     for i, image in enumerate(images):
       if image is not None and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3):
         raise UserError(f"images[{i}]: found {image.dtype} {image.shape}, expected uint8 [height, width, 3]")
-    has_state = actions.has_state(data, request.embodiment)
+    has_state = self.state_from_camera(request.embodiment) is not None
     if (state is not None) != has_state or (state is not None and np.shape(state) != (slot.width,)):
       expected = f"[{slot.width}] of actions.make_state" if has_state else f"none: {request.embodiment!r} was trained without"
       raise UserError(f"state: found {'none' if state is None else np.shape(state)}, expected {expected}")
@@ -135,7 +139,7 @@ class Policy:
       token_BxL=None,
       token_mask_BxL=None,
       state_BxS=np.zeros(m.state_dim, np.float32),
-      state_mask_B=np.asarray(actions.has_state(c.data, embodiment)),
+      state_mask_B=np.asarray(self.state_from_camera(embodiment) is not None),
       action_BxTxA=np.zeros((m.horizon, m.action_dim), np.float32),
       action_mask_BxTxA=np.broadcast_to(observed, (m.horizon, m.action_dim)),
       action_weight_BxTxA=np.ones((m.horizon, m.action_dim), np.float32),
@@ -186,9 +190,8 @@ class Predictor:
     if left and self.frozen + self.ramp:
       rest, frozen = pending.chunk.rest(pending.done, pending.T_start_now_2x4x4), min(self.frozen, left)
       executing = Executing(rest, frozen, min(self.ramp, left - frozen))
-    data, normalizer = self.policy.config.data, self.policy.slot(self.embodiment).normalizer
-    has_state = actions.has_state(data, self.embodiment)
-    state = seen.state(actions.has_camera(data, self.embodiment, normalizer)) if has_state else None
+    from_camera = self.policy.state_from_camera(self.embodiment)
+    state = None if from_camera is None else seen.state(from_camera)
     return self.policy([seen.picture_YxXx3], seen.text, state, self.embodiment, seen.seed, executing)
 
 

@@ -84,11 +84,6 @@ def has_state(data, embodiment: str) -> bool:
   return embodiment != schema.HUMAN or data.human_state
 
 
-def has_camera(data, embodiment: str, normalizer) -> bool:
-  """Whether the state is seen from the first camera; else from the robot's base (config.data.base_state), or it has no wrists."""
-  return embodiment not in data.base_state and bool(normalizer.observed_A.reshape(2, -1)[:, :WRIST_DIM].any())
-
-
 def make_state(T_world_camera, T_world_wrist_2x4x4, joints_2xJ):
   """Proprioception in the layout of an action: both wrists seen from the camera, and the joints as they are. [..., A], metres, radians.
 

@@ -69,7 +69,7 @@ class Assembler:
   def __init__(self, data, model, prompt: tokenizer.Prompt, slots: dict[int, Slot]):
     self.data, self.model, self.slots = data, model, slots
     self._prompt = functools.lru_cache(maxsize=65536)(prompt)  # data sets repeat their instructions
-    self._find, self._state_is = functools.cache(self._find_cameras), functools.cache(self._find_state)
+    self._find, self.state_from_camera = functools.cache(self._find_cameras), functools.cache(self._find_state)
     self._prompt_of, self._buffers = prompt, Buffers()
     # Read once: a look-up in a ConfigDict costs as much as a row's share of everything else.
     self._size, self._cameras, self._slot_of = tuple(data.image_size), tuple(data.cameras), dict(data.slots)
@@ -161,7 +161,7 @@ class Assembler:
 
   def _fill_state(self, batch, rows, windows, slot, wrist_Bx2x4x4, joints_Bx2xJ, valid_Bx2):
     """Proprioception of the rows that have it (actions.has_state), from where their chunks start."""
-    of = [i for i, window in enumerate(windows) if self._state_is(window.clip.embodiment) is not None]
+    of = [i for i, window in enumerate(windows) if self.state_from_camera(window.clip.embodiment) is not None]
     if not of:
       return
     valid = valid_Bx2[of]
@@ -174,15 +174,16 @@ class Assembler:
     batch.state_mask_B[rows[of]] = told
 
   def _find_state(self, embodiment) -> bool | None:
-    """Whether its state is seen from the camera; None: it has none."""
+    """Whether its state is seen from the first camera, else from the robot's base, or it has no wrists; None: it has no state."""
     if not actions.has_state(self.data, embodiment):
       return None
-    return actions.has_camera(self.data, embodiment, self.slots[self.slot(embodiment)].normalizer)
+    observed_2xD = self.slots[self.slot(embodiment)].normalizer.observed_A.reshape(2, -1)
+    return embodiment not in self.data.base_state and bool(observed_2xD[:, : actions.WRIST_DIM].any())
 
   def _state_camera(self, window: Window) -> np.ndarray:
     """T_world_camera [4, 4] for actions.make_state."""
     clip = window.clip
-    if not self._state_is(clip.embodiment):
+    if not self.state_from_camera(clip.embodiment):
       return np.eye(4, dtype=np.float32)
     camera = clip.T_world_camera_CxNx4x4[0, window.image]
     if clip.embodiment != schema.HUMAN and not np.isfinite(camera).all():

@@ -59,13 +59,12 @@ class Robot:
 
   @property
   def has_state(self) -> bool:
-    return actions.has_state(self.policy.config.data, self.embodiment)
+    return self.policy.state_from_camera(self.embodiment) is not None
 
   def fields(self) -> tuple[observation_lib.Field, ...]:
     """Of an observation."""
-    data = self.policy.config.data
-    from_camera = self.has_state and actions.has_camera(data, self.embodiment, self.slot.normalizer)
-    return observation_lib.fields(data.cameras, len(self.joint_names[0]), from_camera)
+    from_camera = bool(self.policy.state_from_camera(self.embodiment))
+    return observation_lib.fields(self.policy.config.data.cameras, len(self.joint_names[0]), from_camera)
 
 
 def joint_names(statistics) -> list[tuple[str, ...]]:

@@ -125,15 +125,13 @@ class Predictor:
 
   def __call__(self, footage, start, seed=0):
     """-> robot keypoints [T, 2, 21, 3] in the world, predicted from the frame `start` alone. NaN for a hand without a pose there."""
-    state = None
-    data = self.policy.config.data
-    if actions.has_state(data, footage.embodiment):
+    state, from_camera = None, self.policy.state_from_camera(footage.embodiment)
+    if from_camera is not None:
       if footage.joints_Fx2xJ is None:
         raise UserError(f"{footage.name}: a recording has no joints, which this policy reads; prepare it and give the shards")
-      normalizer = self.policy.slot(footage.embodiment).normalizer
-      camera = footage.T_world_camera_Fx4x4[start] if actions.has_camera(data, footage.embodiment, normalizer) else np.eye(4)
+      camera = footage.T_world_camera_Fx4x4[start] if from_camera else np.eye(4)
       state = actions.make_state(camera, footage.T_world_wrist_Fx2x4x4[start], footage.joints_Fx2xJ[start])
-      if not np.all(np.isfinite(state)):
+      if not np.isfinite(state[self.policy.slot(footage.embodiment).normalizer.observed_A]).all():  # of one arm the other is never there
         return np.full((self.horizon, 2, len(keypoints.NAMES), 3), np.nan)
     chunk = self.policy([footage.frame(start)], footage.text, state, footage.embodiment, seed)
     T_world_wrist = footage.T_world_wrist_Fx2x4x4[start] @ chunk.T_start_wrist_Tx2x4x4
