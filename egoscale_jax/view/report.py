@@ -42,9 +42,9 @@ def write(workdir, shards, output):
     (
       _head(data, policy),
       _section("What the policy sees", "Held-out frames with the 21 keypoints of each hand: left blue, right orange.", _frames(footage)),
-      _section("Training", _training_text(lines), _img(plots.losses(lines))),
+      _section("Training", _training_text(lines), img(plots.losses(lines))),
       _section(
-        "Held-out actions against two baselines", _validation_text(figures), _validation_table(figures) + _img(plots.baselines(figures))
+        "Held-out actions against two baselines", _validation_text(figures), _validation_table(figures) + img(plots.baselines(figures))
       ),
       _section(
         "Predicted chunks over what happened",
@@ -83,8 +83,8 @@ def _section(title, text, content):
   return f"<h2>{html.escape(title)}</h2><p>{text}</p>{content}"
 
 
-def _img(png):
-  return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def img(png, alt=""):
+  return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _png(image):
@@ -112,7 +112,7 @@ def _head(data, policy):
 
 def _frames(footage):
   images = [video.annotate(item, len(item.jpeg_F) // 2) for item in footage]
-  return _img(_png(draw.sheet(images, columns=4)))
+  return img(_png(draw.sheet(images, columns=4)))
 
 
 def _training_text(lines):
@@ -163,4 +163,4 @@ def _chunk(footage, predictor):
     when = f"step {step} of {predictor.horizon}" if step else footage.text
     canvas.caption(when)
     images.append(canvas.image)
-  return _img(_png(draw.sheet(images, columns=4)))
+  return img(_png(draw.sheet(images, columns=4)))

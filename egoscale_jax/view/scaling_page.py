@@ -1,6 +1,5 @@
 """The page of a scaling study, written after every run, complete or not: one HTML file that needs nothing beside it."""
 
-import base64
 import html
 import pathlib
 import platform
@@ -29,10 +28,6 @@ def write(told, config, command, output):
   head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>egoscale: scaling study</title>"
   page = f"<!doctype html><html lang=en>{head}<style>{STYLE}</style><body>{body}</body></html>"
   output_lib.write_page(output, page, "workdir")
-
-
-def img(png, alt):
-  return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def table(head, rows):
@@ -81,9 +76,9 @@ def _results(told):
   )
   better = min(first["hold_still_mse"], first["mean_chunk_mse"])
   law_text += f" The better baseline (hold still, mean chunk) has {better:.4f}."
-  parts = ["<h2>The law</h2>", f"<p>{law_text}</p>", img(scaling_plots.laws(told), "loss against hours"), _law_tables(told)]
-  parts += [_mean_table(told), "<h2>Loss during training</h2>", img(scaling_plots.curves(told), "loss against steps")]
-  parts += ["<h2>Hours or a larger model</h2>", _allocation(told), img(scaling_plots.flops(told), "loss against FLOPs")]
+  parts = ["<h2>The law</h2>", f"<p>{law_text}</p>", report.img(scaling_plots.laws(told), "loss against hours"), _law_tables(told)]
+  parts += [_mean_table(told), "<h2>Loss during training</h2>", report.img(scaling_plots.curves(told), "loss against steps")]
+  parts += ["<h2>Hours or a larger model</h2>", _allocation(told), report.img(scaling_plots.flops(told), "loss against FLOPs")]
   return "".join(parts)
 
 

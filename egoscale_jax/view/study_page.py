@@ -10,8 +10,8 @@ from egoscale_jax.evaluate import chain, claims
 from egoscale_jax.evaluate import study as study_lib
 from egoscale_jax.train import main
 from egoscale_jax.view import output as output_lib
-from egoscale_jax.view import study_plots
-from egoscale_jax.view.scaling_page import STYLE, commit, img, n, table
+from egoscale_jax.view import report, study_plots
+from egoscale_jax.view.scaling_page import STYLE, commit, n, table
 
 MISSING = "missing"
 STYLE += " .missing { color: #a1a1aa } td.yes { color: #15803d; font-weight: 600 } td.no { color: #b91c1c; font-weight: 600 }"
@@ -82,7 +82,7 @@ def _four(told, config):
     of_body, tasks = [e for e in entries if e["body"] == body], config.study.tasks
     title = "Four ways to a policy" if body == config.study.body else "A hand with other joints"
     parts.append(f"<h2>{title}: {html.escape(body)}</h2>" + (_arms_text() if body == config.study.body else _other_text()))
-    parts.append(img(study_plots.arms(of_body, tasks), f"success of the arms, {body}"))
+    parts.append(report.img(study_plots.arms(of_body, tasks), f"success of the arms, {body}"))
     rows = []
     for entry in of_body:
       figures = entry["figures"] or {}
@@ -135,7 +135,7 @@ def _ladder(told):
     value = f"{c['value']:.2f}\n{c['low']:.2f} to {c['high']:.2f}" if c else "none: too few, or all alike"
     ranks.append([f"minus loss and {name}", n(value)])
   head = ["size", n("twentieths"), n("loss"), n("success"), n("score"), n("trials")]
-  picture = img(study_plots.ladder(found), "success against loss") if found["rows"] else ""
+  picture = report.img(study_plots.ladder(found), "success against loss") if found["rows"] else ""
   return text + picture + table(["rank correlation", n("Spearman")], ranks) + table(head, rows)
 
 
