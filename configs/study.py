@@ -42,7 +42,7 @@ def get_config(mode=""):
   # No weights from elsewhere: what is frozen in the paper's later stages would be noise in an arm without pre-training. All parts train.
   config.train_parts = (".*",)
   config.data.update(stride=2, text_tokens=64, slots=dict(human=0, sharpa_wave=0, dex3=1))
-  config.data.constant = (r"left\..*",)  # on the bench the left hand rests
+  config.data.resting = (r"left\..*",)  # on the bench the left hand rests; a person's sways a little
   config.data.temperature = float("inf")  # shares by the weights alone
   if mode == "debug":
     debug(config)

@@ -96,7 +96,10 @@ class Policy:
     """A row of `sample` in metres and radians."""
     slot = self.slot(request.embodiment)
     names = slot.statistics.joint_names
-    pose, joints = actions.split_chunk(slot.normalizer.denormalize(action_TxA[:, : slot.width]), len(names))
+    action_TxA = slot.normalizer.denormalize(action_TxA[:, : slot.width])
+    resting_A = slot.normalizer.observed_A & ~slot.normalizer.learnt_A
+    action_TxA[:, resting_A] = slot.normalizer.rest_A[resting_A]
+    pose, joints = actions.split_chunk(action_TxA, len(names))
     return Chunk(pose, joints, names)
 
   def _check(self, request, slot):
@@ -132,7 +135,7 @@ class Policy:
   def _blank_of(self, embodiment):
     """What all rows of an embodiment have in common: made once, since a look-up in a ConfigDict costs as much as a picture's check."""
     c, m, slot = self.config, self.config.model, self.slot(embodiment)
-    observed = np.pad(slot.normalizer.observed_A, (0, m.action_dim - slot.width))
+    learnt = np.pad(slot.normalizer.learnt_A, (0, m.action_dim - slot.width))
     return spec.Batch(
       image_BxCxYxXx3=None,
       image_mask_BxC=None,
@@ -141,7 +144,7 @@ class Policy:
       state_BxS=np.zeros(m.state_dim, np.float32),
       state_mask_B=np.asarray(self.state_from_camera(embodiment) is not None),
       action_BxTxA=np.zeros((m.horizon, m.action_dim), np.float32),
-      action_mask_BxTxA=np.broadcast_to(observed, (m.horizon, m.action_dim)),
+      action_mask_BxTxA=np.broadcast_to(learnt, (m.horizon, m.action_dim)),
       action_weight_BxTxA=np.ones((m.horizon, m.action_dim), np.float32),
       embodiment_B=np.asarray(c.data.slots[embodiment], np.int32),
       position_B=np.zeros((), np.int32),

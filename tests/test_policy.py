@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -50,6 +52,24 @@ def test_without_a_picture_its_tokens_are_masked(policy):
   first = policy.sample([blind])
   np.testing.assert_array_equal(first, policy.sample([poisoned]))
   assert not np.array_equal(first, policy.sample([black]))
+
+
+def test_actions_at_rest_are_said_as_their_mean_and_never_read(policy, tiny_run, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(tiny_run, copy)
+  config = json.loads((copy / "config.json").read_text())
+  config["data"]["resting"] = [r"left\..*"]
+  (copy / "config.json").write_text(json.dumps(config))
+  resting, image = Policy(copy), np.zeros((32, 32, 3), np.uint8)
+  chunks = [resting([image], "Pour tea.", seed=seed) for seed in range(2)]
+  mean_A = resting.slot("human").normalizer.rest_A
+  for chunk in chunks:
+    np.testing.assert_array_equal(chunk.joints_Tx2xJ[:, 0], np.broadcast_to(mean_A[9:31], (len(chunk.joints_Tx2xJ), 22)))
+    np.testing.assert_array_equal(chunk.T_start_wrist_Tx2x4x4[:, 0, :3, 3], np.broadcast_to(mean_A[:3], (len(chunk.joints_Tx2xJ), 3)))
+  assert np.ptp([chunk.joints_Tx2xJ[:, 1] for chunk in chunks], axis=0).min() > 0
+  batch = resting.row(Request([image], "Pour tea."))[0]
+  np.testing.assert_array_equal(batch.action_mask_BxTxA[0, :62], np.arange(62) >= 31)
+  assert policy.row(Request([image], "Pour tea."))[0].action_mask_BxTxA[0, :62].all()
 
 
 def test_several_requests_are_what_each_is_alone(policy):

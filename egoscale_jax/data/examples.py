@@ -149,6 +149,7 @@ class Assembler:
     self._fill_state(batch, rows, windows, slot, wrist[:, 0], joints[:, 0], valid[:, 0])
     action, mask = actions.make_chunks(wrist, joints, valid)
     action = slot.normalizer.normalize(action)
+    mask = mask & slot.normalizer.learnt_A
     if not mask.all():
       action[~mask] = 0.0  # zero is read nowhere: the mask says so, and a test poisons it
     for array, values, padding in ((batch.action_BxTxA, action, 0.0), (batch.action_mask_BxTxA, mask, False)):
@@ -233,5 +234,5 @@ def make_assembler(config, prompt, stats: dict[int, statistics.Statistics]) -> A
       raise UserError(f"config.model.action_dim: found {m.action_dim}, the hand {table.hand} needs {needed}")
     if needed > m.state_dim and any(actions.has_state(d, name) for name, of in d.slots.items() if of == number):
       raise UserError(f"config.model.state_dim: found {m.state_dim}, the hand {table.hand} needs {needed}")
-    slots[number] = Slot(table, table.normalizer(m.horizon, d.stride, d.constant))
+    slots[number] = Slot(table, table.normalizer(m.horizon, d.stride, d.resting))
   return Assembler(d.copy_and_resolve_references(), m.copy_and_resolve_references(), prompt, slots)

@@ -37,6 +37,8 @@ class Normalizer:
   low_A: np.ndarray  # float32
   high_A: np.ndarray
   observed_A: np.ndarray  # bool; False: no valid value in the data, low and high are -1 and 1 then
+  learnt_A: np.ndarray  # bool: observed, and not at rest (config.data.resting)
+  rest_A: np.ndarray  # float32: what a policy says where nothing was learnt, the mean; NaN where nothing was observed
 
   def normalize(self, action):
     normal = action - self.low_A
@@ -63,43 +65,46 @@ class Statistics:
   max_LxA: np.ndarray
   count_LxA: np.ndarray  # int64
 
-  def normalizer(self, horizon: int, stride: int = 1, constant: Sequence[str] = ()) -> Normalizer:
+  def normalizer(self, horizon: int, stride: int = 1, resting: Sequence[str] = ()) -> Normalizer:
     """One range for all the steps of a chunk: the lowest 1 % and the highest 99 % quantile over its lags.
 
     Percentiles rather than the extremes as GR00T N1.7 does it (`use_percentiles`); the paper is silent. One range and not one a step: the
-    model then sees a wrist that moves off, as it does in the world. constant: config.data.constant, see there.
+    model then sees a wrist that moves off, as it does in the world. resting: config.data.resting, see there.
     """
     rows = _rows(horizon, stride)
     observed_A = (self.count_LxA[rows] > 0).any(axis=0)
-    self._refuse_constant(rows, observed_A, constant)
+    learnt_A = observed_A & ~self._named(resting)
+    self._refuse_constant(rows, learnt_A)
     low_A = _lowest(self.q01_LxA[rows], observed_A)
     high_A = _highest(self.q99_LxA[rows], observed_A)
     missing_A = np.maximum(_FLOOR - (high_A - low_A), 0.0)
     low_A, high_A = low_A - missing_A / 2, high_A + missing_A / 2
-    return Normalizer(low_A.astype(np.float32), high_A.astype(np.float32), observed_A)
+    rest_A = np.full(len(observed_A), np.nan)
+    rest_A[observed_A] = np.nanmean(self.mean_LxA[rows][:, observed_A], axis=0)
+    return Normalizer(low_A.astype(np.float32), high_A.astype(np.float32), observed_A, learnt_A, rest_A.astype(np.float32))
 
-  def _refuse_constant(self, rows, observed_A, constant):
-    """UserError naming each observed dimension that is the same in all the data: a wrong column, a wrong unit or a dead joint.
+  def _named(self, patterns) -> np.ndarray:
+    """[A] bool: which names of actions one of the patterns matches, the whole of them."""
+    try:
+      compiled = [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+      raise UserError(f"config.data.resting: found {tuple(patterns)}, expected regular expressions: {error}") from error
+    return np.array([any(pattern.fullmatch(name) for pattern in compiled) for name in self.action_names])
+
+  def _refuse_constant(self, rows, learnt_A):
+    """UserError naming each dimension to be learnt that is the same in all the data: a wrong column, a wrong unit or a dead joint.
 
     The extremes and not the quantiles, for a gripper may close in one frame of a thousand; over all lags of the chunk, since that is the
     range which is mapped: a wrist turns little in one frame. Of a rotation's six entries some stand still by nature (turning about one
     axis of the wrist leaves three of them), so they are refused only where all six do: the wrist never turned.
     """
-    low_A, high_A = _lowest(self.min_LxA[rows], observed_A), _highest(self.max_LxA[rows], observed_A)
-    still_A = observed_A & (high_A - low_A < _CONSTANT)
+    low_A, high_A = _lowest(self.min_LxA[rows], learnt_A), _highest(self.max_LxA[rows], learnt_A)
+    still_A = learnt_A & (high_A - low_A < _CONSTANT)
     rotation_2x6 = still_A.reshape(2, -1)[:, 3 : actions.WRIST_DIM]
     rotation_2x6 &= rotation_2x6.all(axis=1, keepdims=True)  # a view: writes still_A
-    try:
-      allowed = [re.compile(pattern) for pattern in constant]
-    except re.error as error:
-      raise UserError(f"config.data.constant: found {tuple(constant)}, expected regular expressions: {error}") from error
-    named = [
-      f"{name} = {low:.6g}"
-      for name, low, still in zip(self.action_names, low_A, still_A)
-      if still and not any(pattern.fullmatch(name) for pattern in allowed)
-    ]
+    named = [f"{name} = {low:.6g}" for name, low, still in zip(self.action_names, low_A, still_A) if still]
     if named:
-      advice = "expected values that move (a wrong column or unit, a dead joint?); config.data.constant names those that may stand still"
+      advice = "expected values that move (a wrong column or unit, a dead joint?); config.data.resting names those that may stand still"
       raise UserError(f"statistics of {self.hand}: found constant {', '.join(named)}, {advice}")
 
   def mean_chunk(self, horizon: int, stride: int = 1) -> np.ndarray:

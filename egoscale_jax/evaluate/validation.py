@@ -73,10 +73,10 @@ class Validation:
 
   @property
   def asked_NxA(self):
-    """Of every adapter slot, the action dimensions that its hands have and that training has seen."""
+    """Of every adapter slot, the action dimensions that its hands have and that training has learnt."""
     asked = np.zeros((self.model.config.expert.embodiments, self.model.config.action_dim), bool)
     for number, slot in self.assembler.slots.items():
-      asked[number, : slot.width] = slot.normalizer.observed_A
+      asked[number, : slot.width] = slot.normalizer.learnt_A
     return jnp.asarray(asked)
 
   def batches(self):

@@ -128,7 +128,7 @@ def _begin(config, workdir, devices):
   for text in texts:
     run.prompt(text)  # an instruction that does not fit ends the run here, not after hours
   for table in stats.values():
-    table.normalizer(config.model.horizon, config.data.stride, config.data.constant)  # so does a dimension that never moves
+    table.normalizer(config.model.horizon, config.data.stride, config.data.resting)  # so does a dimension that never moves
   (workdir / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
   slots.save(stats, workdir / "statistics.json")
   for path in sorted({path for table in stats.values() for side in keypoints.SIDES for path in hand_lib.files(table.hand, side)}):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import types
 
 import numpy as np
@@ -129,6 +130,13 @@ def test_a_batch_of_robot_clips(prepared):
   assert batch.state_mask_B.all()
   assert batch.state_BxS[:, :11].any(axis=0).all()
   assert not batch.state_BxS[:, 11:].any()
+
+  with config.unlocked():
+    config.data.resting = tuple(map(re.escape, (names := stats[3].action_names)[:1] + names[9:11]))
+  rested = next(pipeline.train_batches(config, prompt, stats, 0, 0, 1))
+  learnt_A = np.array([n != 0 and n < 9 for n in range(rested.action_mask_BxTxA.shape[-1])])
+  np.testing.assert_array_equal(rested.action_mask_BxTxA, batch.action_mask_BxTxA & learnt_A)
+  np.testing.assert_array_equal(rested.state_BxS, batch.state_BxS)
 
 
 def test_a_robot_s_wrists_are_seen_from_the_camera_or_as_the_config_says_from_the_base(prepared):

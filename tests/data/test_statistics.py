@@ -320,16 +320,18 @@ def test_what_never_moves_is_refused_with_its_names_and_values(step):
   labels.joints_Fx2xJ[:, 0, 0], labels.joints_Fx2xJ[:, 1, 2] = 0.7, 12.5
   labels.joints_Fx2xJ[::2, 0, 0] += step
   stats = accumulate([labels]).finish()
-  told = r"^statistics of a_hand: found constant left\.left_0 = 0\.7, right\.right_2 = 12\.5, expected .*config\.data\.constant [^\n]*$"
+  told = r"^statistics of a_hand: found constant left\.left_0 = 0\.7, right\.right_2 = 12\.5, expected .*config\.data\.resting [^\n]*$"
   with pytest.raises(UserError, match=told):
     stats.normalizer(4)
   with pytest.raises(UserError, match=r"found constant right\.right_2 = 12\.5, expected"):
-    stats.normalizer(4, constant=(r"left\.left_0", r"right\.right"))  # the whole name must match
-  stats.normalizer(4, constant=(r".*_[02]",))
+    stats.normalizer(4, resting=(r"left\.left_0", r"right\.right"))  # the whole name must match
+  learnt_A = stats.normalizer(4, resting=(r".*_[02]",)).learnt_A
+  np.testing.assert_array_equal(learnt_A, [not name.endswith(("_0", "_2")) for name in stats.action_names])
 
 
 def test_a_constant_that_is_allowed_does_not_explode():
-  normalizer = dead(joint=0).normalizer(4, constant=("left.left_0",))
+  normalizer = dead(joint=0).normalizer(4, resting=("left.left_0",))
+  assert normalizer.rest_A[9] == np.float32(0.7)
   values = np.zeros(actions.action_dim(J), np.float32) + np.float32(0.7)
   assert abs(normalizer.normalize(values)[9]) < 1e-3  # in the middle
   np.testing.assert_allclose(normalizer.high_A[9] - normalizer.low_A[9], 1e-3, rtol=1e-3)
@@ -375,8 +377,8 @@ def test_a_joint_that_moves_rarely_is_not_refused():
 
 
 def test_a_pattern_that_is_none_is_the_user_s_mistake(stats):
-  with pytest.raises(UserError, match=r"config\.data\.constant: found \('\(',\), expected regular expressions"):
-    stats.normalizer(8, constant=("(",))
+  with pytest.raises(UserError, match=r"config\.data\.resting: found \('\(',\), expected regular expressions"):
+    stats.normalizer(8, resting=("(",))
 
 
 def test_an_absent_hand_is_reported_and_left_as_it_is():

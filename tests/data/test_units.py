@@ -16,7 +16,7 @@ WIDTH = actions.action_dim(4)
 def normalizer(joints, seed):
   rng, size = np.random.default_rng(seed), actions.action_dim(joints)
   low = rng.uniform(-2, -1, size).astype(np.float32)
-  return statistics.Normalizer(low, low + rng.uniform(1, 3, size).astype(np.float32), np.ones(size, bool))
+  return statistics.Normalizer(low, low + rng.uniform(1, 3, size).astype(np.float32), *np.ones((2, size), bool), low)
 
 
 NORMALIZERS = {1: normalizer(4, 0), 2: normalizer(2, 1)}

@@ -40,7 +40,8 @@ def test_hold_still_is_the_pose_at_the_start(shards):
 def test_totals_are_plain_sums():
   rng = np.random.default_rng(0)
   size = actions.action_dim(22)
-  normalizer = statistics.Normalizer(np.full(size, -0.5, np.float32), np.full(size, 1.5, np.float32), np.ones(size, bool))
+  ends = np.full(size, -0.5, np.float32), np.full(size, 1.5, np.float32)
+  normalizer = statistics.Normalizer(*ends, *np.ones((2, size), bool), np.zeros(size, np.float32))
   rotation = geometry.so3_exp(np.array([0.0, 0, 0.3]))
   truth = np.zeros((4, 2, 31), np.float32)
   truth[..., 3:9] = geometry.so3_to_rot6d(np.eye(3))

@@ -63,7 +63,7 @@ def make_config(stage, mixture, **overrides):
     config.data.slots = dict(human=0, testbot=1)  # here apart, so that a batch tells who is in a row
     config.data.temperature = float("inf")
     config.data.windows = 1  # shares are dealt by the record: with `mix` of them a row, these steps see each once
-    config.data.constant = (".*",)
+    config.data.resting = (r"left\..*",)
   return config
 
 

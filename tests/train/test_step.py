@@ -69,7 +69,8 @@ def test_norms_and_biases_are_not_decayed():
   assert mask == {"norm": {"scale": False, "bias": False}, "dense": {"kernel": True, "bias": False}, "position": True}
 
 
-NORMALIZER = statistics.Normalizer(np.full(62, -0.5, np.float32), np.full(62, 0.7, np.float32), np.ones(62, bool))
+ENDS = np.full(62, -0.5, np.float32), np.full(62, 0.7, np.float32)
+NORMALIZER = statistics.Normalizer(*ENDS, *np.ones((2, 62), bool), np.zeros(62, np.float32))
 
 
 def test_a_group_without_a_label_is_not_in_the_log(tmp_path):
