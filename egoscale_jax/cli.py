@@ -44,8 +44,9 @@ def rollout(arguments):
     make_agent = functools.partial(rollout.baseline, arguments.baseline)
   else:
     from egoscale_jax import policy
+    from egoscale_jax.train import checkpoint
 
-    how = (arguments.execute, arguments.frozen, arguments.ramp)
+    how = (arguments.execute, arguments.frozen, arguments.ramp, checkpoint.latest_step(arguments.checkpoint))
     make_agent = functools.partial(policy.agent, arguments.checkpoint, arguments.embodiment or arguments.body, *how)
   summary = rollout.run(make_agent, settings, arguments.output, arguments.workers)
   print("\n".join(rollout.table(summary)))

@@ -53,10 +53,13 @@ class Request:
 
 
 class Policy:
-  """`Policy(workdir)` opens a work directory of `egoscale train` or `egoscale convert`; calling it samples one chunk."""
+  """`Policy(workdir)` opens a work directory of `egoscale train` or `egoscale convert`; calling it samples one chunk.
 
-  def __init__(self, workdir):
-    self.run, self.params, self.step = run_lib.open_run(workdir)
+  step: of the checkpoint; None is the newest.
+  """
+
+  def __init__(self, workdir, step=None):
+    self.run, self.params, self.step = run_lib.open_run(workdir, step=step)
     self.config = self.run.config
     self._assembler = examples.make_assembler(self.config, self.run.prompt, self.run.statistics)
     self._sample = jax.jit(functools.partial(_sample, self.run.model, self.config.augment))
@@ -175,8 +178,8 @@ class Policy:
 class Predictor:
   """A policy as evaluate/rollout.py asks it. frozen, ramp: steps of real-time chunking, see Executing; both 0: none."""
 
-  def __init__(self, workdir, embodiment, frozen=0, ramp=0):
-    self.policy, self.embodiment, self.frozen, self.ramp = Policy(workdir), embodiment, frozen, ramp
+  def __init__(self, workdir, embodiment, frozen=0, ramp=0, step=None):
+    self.policy, self.embodiment, self.frozen, self.ramp = Policy(workdir, step), embodiment, frozen, ramp
     cameras = self.policy.config.data.cameras
     if len(cameras) != 1:
       raise UserError(f"{workdir}: the policy sees the cameras {tuple(cameras)}, expected one: the bench has the head's")
@@ -202,11 +205,14 @@ def _black(size):
   return np.zeros((*size, 3), np.uint8)
 
 
-def agent(workdir, embodiment, execute, frozen=0, ramp=0):
-  """For rollout.run: execute steps of each chunk, at the rate that the policy was trained at."""
+def agent(workdir, embodiment, execute, frozen=0, ramp=0, step=None):
+  """For rollout.run: execute steps of each chunk, at the rate that the policy was trained at.
+
+  step: of the checkpoint, the same in every process though the run may still be training; None is the newest.
+  """
   from egoscale_jax.evaluate import rollout  # here: it brings MuJoCo along, which a policy on a robot does without
 
-  predictor = Predictor(workdir, embodiment, frozen, ramp)
+  predictor = Predictor(workdir, embodiment, frozen, ramp, step)
   return rollout.Chunked(predictor, execute, predictor.policy.config.data.stride)
 
 

@@ -28,6 +28,13 @@ def test_chunk_is_poses_and_joints_within_reach(policy):
   assert not np.array_equal(chunk.joints_Tx2xJ, other.joints_Tx2xJ)
 
 
+def test_an_older_checkpoint_is_opened_by_its_step(policy, tiny_run):
+  first = min(int(folder.name) for folder in (tiny_run / "checkpoints").iterdir() if folder.name.isdigit())
+  older, image = Policy(tiny_run, first), np.zeros((32, 32, 3), np.uint8)
+  assert older.step == first < policy.step
+  assert not np.array_equal(older([image], "Pour tea.").joints_Tx2xJ, policy([image], "Pour tea.").joints_Tx2xJ)
+
+
 def test_wrong_observations_are_named(policy):
   good = np.zeros((32, 32, 3), np.uint8)
   with pytest.raises(UserError, match=r"images: found 2, expected one for each of the cameras \('ego',\)"):

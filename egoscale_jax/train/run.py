@@ -151,15 +151,15 @@ def read_config(workdir):
   return config
 
 
-def open_run(workdir, shards=None):
-  """An existing work directory -> (Run on this process's first device, its newest parameters, its step)."""
+def open_run(workdir, shards=None, step=None):
+  """An existing work directory -> (Run on this process's first device, its parameters, their step); step: None is the newest."""
   workdir = pathlib.Path(workdir)
   config = read_config(workdir)
   if shards is not None:
     config.data.shards, config.data.mixture = str(shards), ml_collections.ConfigDict()
   stats = slots.load(workdir / "statistics.json")
   run = make_run(config, tokenizer.load(workdir / "tokenizer.json"), stats, jax.devices()[:1])
-  step = checkpoint.latest_step(workdir)
+  step = checkpoint.latest_step(workdir) if step is None else step
   return run, final_params(workdir, run.state_shapes.params, run.state_shardings.params, step), step
 
 
