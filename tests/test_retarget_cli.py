@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from test_cli import fails, run
 
-from egoscale_jax.hands import files, hand, kinematics, retarget
+from egoscale_jax.errors import UserError
+from egoscale_jax.hands import alignment, files, hand, kinematics, retarget
 
 FRAMES = 40
 
@@ -121,6 +122,36 @@ def test_retarget_mistakes_are_one_line(capsys, recording, tmp_path):
   assert "ends in .npz" in fails(capsys, *flags(recording, tmp_path / "out.npy"))
   assert "in.txt/out.npz: cannot be written" in fails(capsys, *flags(recording, tmp_path / "in.txt" / "out.npz"))
   assert not [path for path in tmp_path.iterdir() if "out" in path.name or "partial" in path.name]
+
+
+def test_damaged_files_are_refused_or_read_but_never_a_traceback(recording, tmp_path):
+  good = np.load(recording)[:40]
+  np.savez_compressed(tmp_path / "a.npz", keypoints=good, confidence=np.ones(good.shape[:2], np.float32))
+  np.save(tmp_path / "a.npy", good)
+  rng, told = np.random.default_rng(0), []
+  for name, places in (("a.npz", None), ("a.npy", 128)):  # of an .npy the header alone: what follows are numbers, whatever they are
+    whole = (tmp_path / name).read_bytes()
+    for _ in range(300):
+      damaged = bytearray(whole)
+      damaged[rng.integers(places or len(whole))] = rng.integers(256)
+      (tmp_path / f"b{name}").write_bytes(damaged)
+      try:
+        files.read(tmp_path / f"b{name}")
+      except UserError as error:
+        told.append(str(error))
+  assert len(told) > 200
+  assert all(line.startswith(f"{tmp_path}/ba.np") and "\n" not in line for line in told)
+  (tmp_path / "one.npz").write_bytes((tmp_path / "a.npy").read_bytes())
+  with pytest.raises(UserError, match=r"one.npz: cannot be read as .npz: it holds one array"):
+    files.read(tmp_path / "one.npz")
+
+
+def test_a_confidence_that_is_no_number_is_none(recording):
+  points = np.load(recording)[:6]
+  confidence = np.ones(points.shape[:2])
+  confidence[2] = np.nan
+  seen = alignment.Human(points, hand.load("sharpa_wave", "right"), "right", confidence, 0.5, None).read(0, 6, 6)[2]
+  np.testing.assert_array_equal(seen, np.arange(6) != 2)
 
 
 def test_view_of_a_result(capsys, result, tmp_path):

@@ -13,7 +13,7 @@ MOVED = 0.05  # a state column's range, radians or metres, for its constant comm
 
 
 def check(episode):
-  """-> valid [F, 2] and findings. A side without wrist and joints is no fault: a robot of one arm."""
+  """-> valid [F, 2] and findings. A side without wrist and joints is no fault: a robot of one arm. One without joints has no labels."""
   known_Fx2xJ = np.isfinite(episode.joints_Fx2xJ) | np.isfinite(episode.joint_targets_Fx2xJ)
   has_wrist_Fx2 = episode.has_wrist_Fx2
   blind = not has_wrist_Fx2.any()
@@ -23,8 +23,12 @@ def check(episode):
     found.append(findings.whole("no_wrist", findings.WARNING, "", episode.num_frames, detail))
   for i, side in enumerate(keypoints.SIDES):
     count = len(episode.joint_names[i])
-    joints_F = known_Fx2xJ[:, i, :count].all(axis=1)
-    if not (has_wrist_Fx2[:, i].any() or (blind and count and joints_F.any())):
+    joints_F = known_Fx2xJ[:, i, :count].all(axis=1) & (count > 0)
+    if not (has_wrist_Fx2[:, i].any() or (blind and joints_F.any())):
+      continue
+    if not count:
+      detail = "the recording tells a wrist here and no joint: no labels of this side; columns.py of data/sources tells how to name them"
+      found.append(findings.whole("no_joints", findings.WARNING, side, episode.num_frames, detail))
       continue
     valid_Fx2[:, i] = joints_F
     if not blind:

@@ -17,6 +17,7 @@ from egoscale_jax.data import example, schema, spec
 from egoscale_jax.data.sources import mp4
 
 JPEG, H264 = "jpeg", "h264"
+_WHOSE = ("", "left", "right")  # schema.Span.side
 _GOP, _CRF = "8", "23"  # pictures between key frames, and quality: 5 to 8 times smaller than JPEG at 3 to 4 times its CPU
 
 
@@ -139,9 +140,27 @@ def whole(episode: schema.Episode, labels: schema.Labels) -> dict:
 
 
 def _text(episode, start, end) -> str:
-  """The finer text that covers the clip's frames whole, the shortest of them; where none does, the episode's."""
-  covering = [s for s in episode.spans if s.start_s * episode.rate_hz <= start + 0.5 and s.end_s * episode.rate_hz >= end - 0.5]
-  return min(covering, key=lambda s: (s.end_s - s.start_s, s.text)).text if covering else episode.text
+  """The finer text that covers the clip's frames whole, the shortest of them; of one hand it says of which, and the other's comes with it.
+
+  Where none does but spans leave no gap, the clip has the text of the most of its frames; else the episode's.
+  """
+  finest = {side: _finest([s for s in episode.spans if s.side == side], episode.rate_hz, start, end) for side in _WHOSE}
+  if finest[""]:
+    return finest[""]
+  hands = [f"{side.capitalize()} hand: {finest[side]}" for side in _WHOSE[1:] if finest[side]]
+  return " ".join(hands) or episode.text
+
+
+def _finest(spans, rate_hz, start, end) -> str:
+  """The text of one side's spans for the frames start .. end - 1; "" where they leave a gap."""
+  covering = [s for s in spans if s.start_s * rate_hz <= start + 0.5 and s.end_s * rate_hz >= end - 0.5]
+  if covering:
+    return min(covering, key=lambda s: (s.end_s - s.start_s, s.text)).text
+  shared = [min(s.end_s * rate_hz, end) - max(s.start_s * rate_hz, start) for s in spans]
+  told = sum(max(frames, 0.0) for frames in shared)
+  if told <= 0 or told < end - start - 1:
+    return ""
+  return spans[int(np.argmax(shared))].text
 
 
 def features(numbers, texts, pictures: bool, num_joints: int):

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from egoscale_jax.data import check_hand, schema
+from egoscale_jax.data import check_hand, check_motion, schema
 from egoscale_jax.data import findings as findings_lib
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
@@ -59,7 +59,9 @@ def own_joints(episode) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _of_robot(episode, valid_Fx2) -> schema.Labels:
   """Measured wrists and joints, the commanded where nothing was measured; no residual, since nothing was retargeted."""
-  joints_Fx2xJ = np.where(np.isfinite(episode.joints_Fx2xJ), episode.joints_Fx2xJ, episode.joint_targets_Fx2xJ)
+  # As the doctor saw them: what is no number there must be none here.
+  measured, commanded = (check_motion.sane(joints) for joints in (episode.joints_Fx2xJ, episode.joint_targets_Fx2xJ))
+  joints_Fx2xJ = np.where(np.isfinite(measured), measured, commanded)
   return schema.Labels(
     T_world_wrist_Fx2x4x4=_masked(episode.T_world_wrist_Fx2x4x4, valid_Fx2),
     joints_Fx2xJ=_masked(joints_Fx2xJ, valid_Fx2),

@@ -8,6 +8,7 @@ The n-th ordinal of a component is the n-th of its own endless shuffle, so each 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 
 import numpy as np
@@ -34,15 +35,22 @@ class Component:
   split: shards.Split
   partners: shards.Split | None = None  # of the human, where `split` is the robot's
   partner_of: np.ndarray | None = None  # [clips of split, K, 2]: to draw from, numbers [from, to) in `partners`; see _partners
+  task_of: np.ndarray | None = None  # [clips of split], where there are partners
 
   def find(self, ordinal: int, member: int, seed: int, skip: int = 0) -> tuple[shards.Split, int]:
-    """-> the split and the number in it of a member of a unit; skip: so many clips further on, where those before could not be read."""
-    number = (order.shuffled(ordinal, len(self.split), seed) + skip) % len(self.split)
-    if self.partners is None or member == 1:
-      return self.split, number
+    """-> the split and the number in it of a member of a unit; skip: so many clips further on, where those before could not be read.
+
+    The other member of a pair does not know of it: so it stays one of the same task.
+    """
+    number = order.shuffled(ordinal, len(self.split), seed)
+    if self.partners is None:
+      return self.split, (number + skip) % len(self.split)
+    if member == 1:
+      same = np.flatnonzero(self.task_of == self.task_of[number]) if skip else [number]
+      return self.split, int(same[(np.searchsorted(same, number) + skip) % len(same)])
     row = self.partner_of[number]
-    first, end = (int(n) for n in row[order.drawn(ordinal, len(row), seed + 1)])
-    return self.partners, first + order.drawn(ordinal, end - first, seed + 2)
+    first, end = (int(n) for n in row[(order.drawn(ordinal, len(row), seed + 1) + skip) % len(row)])
+    return self.partners, first + (order.drawn(ordinal, end - first, seed + 2) + skip) % (end - first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +181,10 @@ def _weigh(index, chosen, folder, data, embodiment):
   """-> weight, (hours, episodes, frames, rate)."""
   frames = int(index["frames"][chosen].sum())
   hours = float((index["frames"][chosen] / index["rate_hz"][chosen].astype(np.float64)).sum() / 3600)
-  weight = hours ** (1 / data.temperature) * folder["weight"] * data.embodiments.get(embodiment, 1.0)
+  further = data.embodiments.get(embodiment, 1.0)
+  if not 0 < further < math.inf:
+    raise UserError(f"config.data.embodiments.{embodiment}: found {further}, expected more than 0: to leave it out, leave its shards out")
+  weight = hours ** (1 / data.temperature) * folder["weight"] * further
   return weight, (hours, int(chosen.sum()), frames, float(np.median(index["rate_hz"][chosen])))
 
 
@@ -194,7 +205,9 @@ def _pairs(name, folder, data):
   ids, human_ids = shards.clip_ids(index, chosen), shards.clip_ids(other, human)
   weight, told = _weigh(index, chosen, folder, data, embodiments[int(index["embodiment"][chosen][0])])
   partners = _partners(index[chosen], other[human])
-  component = Component(f"{name} (pairs)", weight, *told, shards.Split(records, ids), shards.Split(other_records, human_ids), partners)
+  task_of = np.repeat(index["task"][chosen], index["clips"][chosen])
+  splits = shards.Split(records, ids), shards.Split(other_records, human_ids)
+  component = Component(f"{name} (pairs)", weight, *told, *splits, partners, task_of)
   return [component]
 
 

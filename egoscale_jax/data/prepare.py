@@ -2,7 +2,7 @@
 
 The recordings are dealt into parts, the plan is written down, and the parts are built by any number of processes or Beam workers
 (data/builder.py). What is finished stays: a build that was killed goes on, and recordings that came later become further parts. The
-manifest is written last, and without one (or where it is older than a part) nobody reads the output: nothing is half visible.
+manifest is written last and whole: without one nobody reads the output, and an older one shows what was there before, whole as well.
 """
 
 import contextlib

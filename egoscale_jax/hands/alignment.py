@@ -38,7 +38,7 @@ class Human:
     """[F, 21, 3] float64 (world coordinates are far from zero: float32 from the wrist frame on), NaN where missing or uncertain."""
     points = np.array(self._keypoints[frames], np.float64)
     if self._confidence is not None:
-      points[np.asarray(self._confidence[frames]) < self._min_confidence] = np.nan
+      points[~(np.asarray(self._confidence[frames]) >= self._min_confidence)] = np.nan  # one that is NaN is no confidence
     return points
 
   def read(self, start, stop, length):

@@ -5,7 +5,9 @@ import pathlib
 import tempfile
 import threading
 import time
+import tokenize
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -13,6 +15,10 @@ from egoscale_jax import progress
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import alignment, retarget
 from egoscale_jax.hands import hand as hand_lib
+
+# Each seen from numpy or zipfile, on files with some bytes changed.
+_CORRUPT = (OSError, ValueError, EOFError, SyntaxError, KeyError, TypeError, OverflowError, MemoryError, NotImplementedError, RuntimeError)
+_CORRUPT += (zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 def run(name, side, source, output, fingers=None, scale=None, rate_hz=30.0):
@@ -49,14 +55,18 @@ def read(path):
     if path.suffix == ".npy":
       points = np.lib.format.open_memmap(path, mode="r")
     else:
-      with np.load(path) as arrays:
-        if "keypoints" not in arrays:
-          raise UserError(f"{path}: expected an array `keypoints`, found {', '.join(arrays) or 'none'}")
-        points, confidence = arrays["keypoints"], arrays.get("confidence")
+      with open(path, "rb") as file:  # numpy leaves one that it opened and could not read open
+        loaded = np.load(file)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+          raise ValueError("it holds one array and no names")
+        with loaded as arrays:
+          if "keypoints" not in arrays:
+            raise UserError(f"{path}: expected an array `keypoints`, found {', '.join(arrays) or 'none'}")
+          points, confidence = arrays["keypoints"], arrays.get("confidence")
   except FileNotFoundError as error:
     raise UserError(f"{path}: no such file") from error
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path}: cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from error
+  except _CORRUPT as error:
+    raise UserError(f"{path}: cannot be read as {path.suffix}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
   for name, array in (("keypoints", points), ("confidence", confidence)):
     if array is not None and array.dtype.kind != "f":
       raise UserError(f"{path}: {name}: found {array.dtype}, expected floats")

@@ -204,6 +204,28 @@ def test_a_clip_has_the_finest_text_that_covers_it():
   assert texts[-1] == "Pour the tea."
 
 
+def text_of(*spans):
+  """Of the middle one of three clips, frames 34 .. 66 of 100 at 30 Hz."""
+  episode, labels = make(100, spans=spans)
+  records = list(clips.cut(episode, labels, images=34))
+  assert [record["start"] for record in records] == [0, 33, 66]
+  return records[1]["text"]
+
+
+def test_a_clip_between_two_texts_has_that_of_the_most_of_its_frames():
+  assert text_of(schema.Span("Reach.", 0.0, 1.0), schema.Span("Grasp.", 1.0, 1.5), schema.Span("Lift.", 1.5, 3.4)) == "Lift."
+  assert text_of(schema.Span("Reach.", 0.0, 1.0), schema.Span("Grasp.", 1.0, 1.8), schema.Span("Lift.", 1.8, 3.4)) == "Grasp."
+  assert text_of(schema.Span("Reach.", 0.0, 1.5), schema.Span("Lift.", 1.9, 3.4)) == "Pour the tea.", "nobody says what is done between"
+
+
+def test_a_clip_says_of_which_hand_a_text_is():
+  left, right = schema.Span("hold the cup", 0.0, 3.4, "left"), schema.Span("stir", 0.0, 3.4, "right")
+  assert text_of(left, right) == "Left hand: hold the cup Right hand: stir"
+  assert text_of(right) == "Right hand: stir"
+  assert text_of(left, right, schema.Span("Make tea.", 0.0, 3.4)) == "Make tea."
+  assert text_of(schema.Span("stir", 0.0, 1.2, "right")) == "Pour the tea."
+
+
 def test_example_is_read_as_tensorflow_datasets_reads_it():
   import tensorflow_datasets as tfds
 

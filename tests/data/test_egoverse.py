@@ -106,9 +106,16 @@ def test_a_robot_has_wrists_grippers_state_and_action(tmp_path):
     "left.cmd_gripper": 1 - grip,
     "left.obs_joints": np.random.default_rng(0).uniform(size=(FRAMES, 6)),
   }
-  write(tmp_path, arrays=arrays, cameras=("left_wrist", "front_1"), embodiment="eva_bimanual")
+  lost = {name: values.copy() for name, values in arrays.items()}
+  for name in ("left.obs_gripper", "left.cmd_gripper", "left.obs_joints"):
+    lost[name][4] = 1e9  # stands for a missing value
+  write(tmp_path, arrays=lost, cameras=("left_wrist", "front_1"), embodiment="eva_bimanual")
   e = read(tmp_path)
   fuzz.check_shapes(e)
+  for values in (e.joints_Fx2xJ[4, 0], e.joint_targets_Fx2xJ[4, 0], e.state_FxS[4, 7:14]):
+    assert np.isnan(values).all()
+  for values in (grip, arrays["left.obs_joints"]):
+    values[4] = np.nan
   assert (e.embodiment, e.frame, e.camera_names) == ("eva_bimanual", schema.Frame.BASE, ("front_1", "left_wrist"))
   # The effector's z is the wrist's x, its -x the wrist's y, its -y the wrist's z.
   axes = np.stack([pose[:, 0, :3, 2], -pose[:, 0, :3, 0], -pose[:, 0, :3, 1]], axis=-1)

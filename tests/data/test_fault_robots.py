@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from faults import Fault, array, fields
 
-from egoscale_jax.data import doctor, schema
+from egoscale_jax.data import doctor, labels, schema
 
 ROBOT_FRAMES = 120
 FLIP = np.diag(np.float32([1, -1, -1, 1]))
@@ -79,6 +79,25 @@ def test_a_robot_without_wrists_and_joints_has_no_hand():
   nothing = {"joints_Fx2xJ": schema.missing(ROBOT_FRAMES, 2, 0), "joint_targets_Fx2xJ": schema.missing(ROBOT_FRAMES, 2, 0)}
   bare = dataclasses.replace(WHOLE["no wrist"].damage(faults.robot(), None), joint_names=((), ()), **nothing)
   assert [(f.name, f.severity) for f in doctor.check(bare)[1]] == [("no_wrist", "warning"), ("no_hand", "rejected")]
+
+
+def test_a_side_of_a_wrist_without_joints_has_no_labels():
+  episode = faults.robot()
+  wrist = episode.T_world_wrist_Fx2x4x4.copy()
+  wrist[:, 1] = wrist[:, 0]
+  valid, findings = doctor.check(dataclasses.replace(episode, T_world_wrist_Fx2x4x4=wrist))
+  assert [(f.name, f.severity, f.side) for f in findings] == [("no_joints", "warning", "right")]
+  np.testing.assert_array_equal(valid, np.broadcast_to([True, False], valid.shape))
+
+
+def test_a_number_that_is_none_to_the_doctor_is_no_label():
+  episode = faults.robot()
+  joints, targets = episode.joints_Fx2xJ.copy(), episode.joint_targets_Fx2xJ.copy()
+  joints[:10, 0, 1], targets[:, 0] = 1e9, 0.4
+  broken = dataclasses.replace(episode, joints_Fx2xJ=joints, joint_targets_Fx2xJ=targets)
+  labelled, _ = labels.label(broken, None, doctor.check(broken)[0], None)
+  np.testing.assert_array_equal(labelled.joints_Fx2xJ[:10, 0, 1], np.float32(0.4))
+  np.testing.assert_array_equal(labelled.joints_Fx2xJ[10:, 0], joints[10:, 0])
 
 
 def test_a_gripper_in_percent_is_no_joint_in_degrees():

@@ -141,6 +141,19 @@ def test_aligned_pairs_fill_two_rows_human_and_robot_of_one_task_at_one_progress
   assert max(map(len, partners.values())) > 1  # not always the same human
 
 
+def test_a_clip_that_cannot_be_read_leaves_its_pair_in_its_task():
+  """Six robot clips and twelve human ones, the first half of each of one task; each member alone goes on to others."""
+  task_of, partner_of = np.repeat([0, 1], 3), np.repeat([[[0, 3], [3, 6]], [[6, 9], [9, 12]]], 3, axis=0)
+  pairs = mixture.Component("p", 1.0, 1.0, 6, 60, 30.0, range(6), range(12), partner_of, task_of)
+  met = set()
+  for ordinal, skip in itertools.product(range(24), range(4)):
+    robot, human = (pairs.find(ordinal, member, 0)[1] for member in (1, 0))
+    other_robot, other_human = (pairs.find(ordinal, member, 0, skip)[1] for member in (1, 0))
+    assert task_of[other_robot] == task_of[robot] == human // 6 == other_human // 6
+    met.add((skip, other_robot != robot, other_human != human))
+  assert {(0, False, False), (1, True, True), (2, True, True)} <= met
+
+
 def _episode_text(folder, clip):
   return next(e["text"] for e in manifest.load(folder / "robot")["episodes"] if clip.episode.endswith(e["id"]))
 
@@ -157,6 +170,11 @@ def test_mistakes_are_named(folders, tmp_path):
       mixture.make(make_config(mixed))
   with pytest.raises(UserError, match=r"config.data.shards and config.data.mixture: found both"):
     mixture.make(make_config({"h": dict(shards=human)}, **{"data.shards": human}))
+  config = make_config({"h": dict(shards=human)})
+  with config.unlocked():
+    config.data.embodiments = dict(human=0.0)
+  with pytest.raises(UserError, match=r"config.data.embodiments.human: found 0.0, expected more than 0"):
+    mixture.make(config)
   with pytest.raises(UserError, match=r"config.data.temperature: found 0.0"):
     mixture.make(make_config({"h": dict(shards=human)}, **{"data.temperature": 0.0}))
   with pytest.raises(UserError, match=r"config.batch_size: found 15, expected an even number"):

@@ -6,7 +6,6 @@ Pixels of the file count from the first pixel's *corner*, those of an Episode fr
 exactly half of the image's size, the centre of the image in that convention alone.
 """
 
-import glob
 import os
 
 import numpy as np
@@ -28,13 +27,8 @@ JOINTS = ("Hand",) + tuple(f"{finger}{bone}" for finger in _FINGERS for bone in 
 
 def find(directory) -> list[schema.Recording]:
   """Every `*.hdf5` below the directory, sorted by name; one without an mp4 beside it is found too, and read() refuses it."""
-  directory = os.fspath(directory)
-  if not os.path.isdir(directory):
-    raise UserError(f"{directory}: no such directory, expected one with *.hdf5 recordings")
-  names = sorted(glob.glob("**/*.hdf5", root_dir=directory, recursive=True))
-  if not names:
-    raise UserError(f"{directory}: found no *.hdf5 file at any depth, expected <task>/<n>.hdf5 with <n>.mp4 beside it")
-  return [_recording(directory, os.path.splitext(name)[0]) for name in names]
+  names = checks.find(directory, ".hdf5", "*.hdf5 recordings, <task>/<n>.hdf5 with <n>.mp4 beside it")
+  return [_recording(directory, name.removesuffix(".hdf5")) for name in names]
 
 
 def _recording(directory, stem):

@@ -163,7 +163,7 @@ def _robot(arrays, num_frames, path):
     joints = schema.missing(num_frames, 2, width)
     for i, side in enumerate(keypoints.SIDES):
       if f"{side}.{gripper}" in arrays and width:
-        joints[:, i] = _read(arrays, f"{side}.{gripper}", num_frames, (1,), path)
+        joints[:, i] = _told(_read(arrays, f"{side}.{gripper}", num_frames, (1,), path))
     result["joint_targets_Fx2xJ" if target else "joints_Fx2xJ"] = joints
   sizes = {"ee_pose": 7, "gripper": 1, "joints": None}
   for field, letter, prefix in (("state", "S", "obs"), ("action", "A", "cmd")):
@@ -171,10 +171,16 @@ def _robot(arrays, num_frames, path):
     for name in (f"{side}.{prefix}_{part}" for side in keypoints.SIDES for part in sizes):
       if name in arrays:
         size = sizes[name.split("_", 1)[1]] or _width(arrays, name, path)
-        columns.append(checks.floats(_read(arrays, name, num_frames, (size,), path), (num_frames, size), path, name).astype(np.float32))
+        values = checks.floats(_read(arrays, name, num_frames, (size,), path), (num_frames, size), path, name)
+        columns.append(_told(values).astype(np.float32))
         names += [f"{name}_{i}" for i in range(size)]
     result |= {f"{field}_names": tuple(names), f"{field}_Fx{letter}": np.concatenate(columns, axis=1)}
   return result
+
+
+def _told(values):
+  """NaN where the file has 1e9, which stands for a missing value."""
+  return np.where(np.abs(values) < checks.MAX_METRES, values, np.nan)
 
 
 def _width(arrays, name, path):

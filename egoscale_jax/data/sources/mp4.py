@@ -87,6 +87,9 @@ def _from(container, stream, start, count, path):
 def _jpeg(frame, number, size, remap, path) -> bytes:
   if frame.is_corrupt:
     raise UserError(f"{path}: frame {number} is corrupt")
+  if frame.rotation:  # a note that players obey, and estimators that read through OpenCV: their keypoints would be of other pictures
+    found = f"its pictures are stored turned by {frame.rotation} degrees"
+    raise UserError(f"{path}: {found}, expected upright ones, as `ffmpeg -i IN.mp4 OUT.mp4` writes them")
   # One thread here too: the resize's own cost a fifth of all CPU time and made nothing faster.
   rgb = frame.reformat(width=size[1], height=size[0], format="rgb24", interpolation="AREA", threads=1).to_ndarray()
   return encode(remap(rgb) if remap else rgb)

@@ -20,7 +20,6 @@ A hand that is not found, is not sure to be a left or a right one (MIN_SCORE), o
 import os
 import tokenize
 
-import av
 import numpy as np
 
 from egoscale_jax import geometry
@@ -70,7 +69,6 @@ def read(recording: schema.Recording, image_size: int, estimate=landmarker.estim
   told = _told(config, recording.id, config_path)
   checks.readable(path)
   frames = mp4.decode(path, image_size)
-  _upright(path)
   k_3x3 = _intrinsics(told, frames, config_path)
   small_k_3x3 = mp4.scale_intrinsics(k_3x3, frames, config_path, "intrinsics")
   T_world_camera = _camera(poses_path, len(frames.jpeg_F))
@@ -92,15 +90,6 @@ def read(recording: schema.Recording, image_size: int, estimate=landmarker.estim
     keypoints_Fx2xPx3=points,
     confidence_Fx2xP=confidence,
   )
-
-
-def _upright(path):
-  """A phone stores what it filmed upright lying on its side, with a note that players obey: then neither pictures nor hands are upright."""
-  with av.open(path) as container:
-    turned = next(container.decode(video=0)).rotation
-  if turned:
-    found = f"its pictures are stored turned by {turned} degrees"
-    raise UserError(f"{path}: {found}, expected upright ones, as `ffmpeg -i IN.mp4 OUT.mp4` writes them")
 
 
 def _load(path) -> dict:
