@@ -96,14 +96,15 @@ class Policy:
     return self._assembler.state_from_camera(embodiment)
 
   def chunk(self, request, action_TxA) -> Chunk:
-    """A row of `sample` in metres and radians."""
+    """A row of `sample` in metres and radians. A hand that the data never had stays where it is, and its joints are NaN."""
     slot = self.slot(request.embodiment)
     names = slot.statistics.joint_names
     action_TxA = slot.normalizer.denormalize(action_TxA[:, : slot.width])
-    resting_A = slot.normalizer.observed_A & ~slot.normalizer.learnt_A
-    action_TxA[:, resting_A] = slot.normalizer.rest_A[resting_A]
+    unlearnt_A = ~slot.normalizer.learnt_A
+    action_TxA[:, unlearnt_A] = slot.normalizer.rest_A[unlearnt_A]
     pose, joints = actions.split_chunk(action_TxA, len(names))
-    return Chunk(pose, joints, names)
+    told_Tx2 = np.isfinite(pose).all(axis=(-2, -1))
+    return Chunk(np.where(told_Tx2[..., None, None], pose, np.eye(4, dtype=pose.dtype)), joints, names)
 
   def _check(self, request, slot):
     images, state, data = request.images, request.state, self.config.data

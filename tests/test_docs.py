@@ -56,7 +56,8 @@ def lerobot(folder):
 
 def my_hand(folder):
   egodex(folder)
-  shutil.copyfile(ROOT / "egoscale_jax" / "hands" / "models" / "dex3_right.xml", folder / "HAND.xml")
+  for side in ("left", "right"):
+    shutil.copyfile(ROOT / "egoscale_jax" / "hands" / "models" / f"dex3_{side}.xml", folder / f"{side.upper()}.xml")
   np.save(folder / "KEYPOINTS.npy", recordings.hand_points(40)[:, 1])
 
 
@@ -93,7 +94,11 @@ PLANNED_TOY = "configs/pretrain.py:debug --topology=v5p:2x2x1 --config.mesh.data
 RUNS = {
   "My EgoDex folder": (egodex, {}, ("doctor.html", "hands.mp4", "runs/egodex/validation.png")),
   "My LeRobot data": (lerobot, {"ROBOT": "testbot", "CAMERA": "head"}, ("doctor.html", "robot.mp4", "runs/robot/checkpoints")),
-  "My hand": (my_hand, {"HAND.urdf": "HAND.xml"}, ("joints.mp4", "labels.mp4", "hand_shards/manifest.json")),
+  "My hand": (
+    my_hand,
+    {"HAND.urdf": "RIGHT.xml", "LEFT.urdf": "LEFT.xml", "RIGHT.urdf": "RIGHT.xml"},
+    ("joints.mp4", "labels.mp4", "hand_shards/manifest.json"),
+  ),
   "My robot": (lambda folder: None, {}, ()),
   "My pod": (pod, {PLANNED: PLANNED_TOY}, ("runs/pod/checkpoints",)),
   "My checkpoint": (checkpoint, {"MY_CONFIG.py": "posttrain.py:debug"}, ("out/model.safetensors", "runs/small/config.json")),

@@ -28,6 +28,7 @@ class Settings:
   source: str
   columns: str  # sha256 of the config of columns, "" without
   asked_hand: str | None
+  hand_sha256: str  # of its descriptions
   joints: labeller.Joints
   image_size: int
   stride: int

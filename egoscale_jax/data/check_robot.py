@@ -23,10 +23,10 @@ def check(episode):
     found.append(findings.whole("no_wrist", findings.WARNING, "", episode.num_frames, detail))
   for i, side in enumerate(keypoints.SIDES):
     count = len(episode.joint_names[i])
-    joints_F = known_Fx2xJ[:, i, :count].all(axis=1) & (count > 0)
-    if not (has_wrist_Fx2[:, i].any() or (blind and joints_F.any())):
+    joints_F = known_Fx2xJ[:, i, :count].all(axis=1)
+    if not (has_wrist_Fx2[:, i].any() or (blind and count and joints_F.any())):
       continue
-    if not count:
+    if not count and any(episode.joint_names):  # on neither side: labels.own_joints tells what to do
       detail = "the recording tells a wrist here and no joint: no labels of this side; columns.py of data/sources tells how to name them"
       found.append(findings.whole("no_joints", findings.WARNING, side, episode.num_frames, detail))
       continue

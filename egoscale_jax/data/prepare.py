@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import importlib.metadata
 import inspect
 import os
@@ -16,6 +17,10 @@ import os
 from egoscale_jax import progress
 from egoscale_jax.data import assemble, builder, clips, jsonfile, labeller, manifest, schema, shards, spec, workers
 from egoscale_jax.errors import UserError
+from egoscale_jax.hands import hand as hand_lib
+from egoscale_jax.hands import keypoints
+
+_APART = "prepare it into a folder of its own"
 
 NAMED = 20  # masked findings that the summary names
 
@@ -87,7 +92,8 @@ def prepare(
   labeller.load_hands(hand_name or labeller.DEFAULT_HAND)  # a mistake in its name leaves no folder
   with _locked(output_dir):
     joints = _joints(output_dir, read, recordings, hand_name)
-    settings = builder.Settings(source.SOURCE, _sha256(columns), hand_name, joints, image_size, stride, images, codec, validation, seed)
+    told = (source.SOURCE, _sha256(columns), hand_name, _hand_sha256(hand_name), joints)
+    settings = builder.Settings(*told, image_size, stride, images, codec, validation, seed)
     with builder.writing(output_dir):
       builder.sweep(output_dir)
     parts = _plan(output_dir, settings, os.fspath(input_dir), recordings, frozenset(exclude), read)
@@ -180,17 +186,19 @@ def _plan(output_dir, settings, input_dir, recordings, excluded, read) -> list[b
     for number, part in enumerate(plan["parts"]):
       done = os.path.exists(builder.json_path(output_dir, number))
       planned.append(part if done else [recording for recording in part if recording["id"] not in excluded])
-  known = {recording["id"]: recording["bytes"] for part in planned for recording in part}
+  known = {recording["id"]: recording for part in planned for recording in part}
+  configs = {path: _sha256(path) for path in {recording.config for recording in recordings}}
   given = {recording.id: recording for recording in recordings}
   for recording in recordings:
-    if recording.id in known and known[recording.id] != _bytes(recording):
-      raise UserError(
-        f"{recording.files[0]}: {output_dir} holds another recording of the id {recording.id}; prepare it into a folder of its own"
-      )
+    if recording.id in known and known[recording.id].get("config", "") != configs[recording.config]:
+      where = recording.config or recording.files[0]
+      raise UserError(f"{where}: the columns mean something else than when {output_dir} was begun; {_APART}")
+    if recording.id in known and known[recording.id]["bytes"] != _bytes(recording):
+      raise UserError(f"{recording.files[0]}: {output_dir} holds another recording of the id {recording.id}; {_APART}")
   fresh = [recording for recording in recordings if recording.id not in known]
   size = builder.sizes(len(fresh))
   for first in range(0, len(fresh), size):
-    planned.append([{"id": r.id, "bytes": _bytes(r)} for r in fresh[first : first + size]])
+    planned.append([{"id": r.id, "bytes": _bytes(r), "config": configs[r.config]} for r in fresh[first : first + size]])
   with builder.writing(output_dir):
     builder.write_json(path, {"version": builder.VERSION, "settings": _plain(settings), "parts": planned})
   parts = []
@@ -248,4 +256,10 @@ def _sha256(path) -> str:
   try:
     return shards.checksum(path)["sha256"]
   except OSError as error:
-    raise UserError(f"--columns={path}: cannot be read: {error.strerror or error}") from error
+    raise UserError(f"columns: {path}: cannot be read: {error.strerror or error}") from error
+
+
+def _hand_sha256(hand_name) -> str:
+  """Of both sides' descriptions: other limits are other labels."""
+  files = [path for side in keypoints.SIDES for path in hand_lib.files(hand_name or labeller.DEFAULT_HAND, side)]
+  return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]

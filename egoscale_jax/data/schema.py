@@ -31,6 +31,7 @@ class Recording:
 
   id: str  # unique below its directory, e.g. "basic_pick_and_place/0"
   files: tuple[str, ...]  # what read() opens; the first is the one an error names
+  config: str = ""  # the file beside them that says what their columns mean, where there is one
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,13 +182,18 @@ def _check_side(tree, fingers, side):
   """The joints' names, the thumb, and the order of fingers that were named by hand, against the side."""
   other = keypoints.SIDES[1 - keypoints.SIDES.index(side)]
   if all(other in tree.model.joint(j).name.lower() for j in range(tree.model.njnt)):
-    raise UserError(f"{tree.path}: the side {side!r} contradicts the names of its joints, which are all {other}")
+    raise UserError(f"{tree.path}: the side {side!r} contradicts the names of its joints, which are all {other}; {_remedy(other)}")
   others = [chain for finger, chain in fingers.items() if finger != "thumb"]
   across_3 = _to_thumb(tree, others, side)
   bases = np.array([chain.points(tree)[0] @ across_3 for chain in others])
   thumb = np.mean(fingers["thumb"].points(tree) @ across_3) - bases.mean()
   if thumb < -_WRONG_SIDE * np.ptp(bases) or bases[0] < bases[-1]:
-    raise UserError(f"{tree.path}: the side {side!r} contradicts the geometry, whose thumb and fingers are those of the other hand")
+    found = f"the side {side!r} contradicts the geometry, whose thumb and fingers are those of the other hand"
+    raise UserError(f"{tree.path}: {found}; {_remedy(other)}")
+
+
+def _remedy(other):
+  return f"take --side={other}; where both hands are asked for, give the file of each: --hand=LEFT,RIGHT"
 
 
 def _wrist(tree, palm, others):

@@ -92,18 +92,18 @@ class Hand:
 
 
 def load(name_or_path, side, fingers=None) -> Hand:
-  """A built-in hand by name, or any URDF or MJCF file; side as in SIDES.
+  """A built-in hand by name, or any URDF or MJCF file, "LEFT,RIGHT" where each side has its own; side as in SIDES.
 
   Sites or links with the names of `keypoints.NAMES` are the keypoints. In a file without them, or with fingers ("thumb:LINK,index:LINK,…",
   LINK the link or site of a tip), they are found from the geometry, and what was found is printed.
   """
   if side not in keypoints.SIDES:
     raise UserError(f"side {side!r}: expected one of {', '.join(keypoints.SIDES)}")
-  path = pathlib.Path(name_or_path)
-  if str(name_or_path) in BUILT_IN:
-    path = _MODELS / f"{name_or_path}_{side}.xml"
-  elif not (path.suffix in (".urdf", ".xml") and path.is_file()):
+  path = _path(name_or_path, side)
+  if path.suffix not in (".urdf", ".xml"):
     raise UserError(f"hand {str(name_or_path)!r}: neither a .urdf or .xml file nor one of the built-in hands: {', '.join(BUILT_IN)}")
+  if not path.is_file():
+    raise UserError(f"hand {str(path)!r}: no such file")
   tree = description.read(path)
   coupled = couplings.read(tree.model, tree.velocity_N, path)
   frames, how = {name: frame for name in keypoints.NAMES if (frame := tree.frame(name)) is not None}, {}
@@ -120,9 +120,25 @@ def load(name_or_path, side, fingers=None) -> Hand:
 
 def files(name_or_path, side) -> tuple[pathlib.Path, ...]:
   """The description that `load` reads; none where there is no such file here (labels may have been made on another machine)."""
-  built_in = _MODELS / f"{name_or_path}_{side}.xml"
-  path = built_in if str(name_or_path) in BUILT_IN else pathlib.Path(name_or_path)
+  path = _path(name_or_path, side)
   return (path,) if path.is_file() else ()
+
+
+def kept(name_or_path, folder) -> str:
+  """What `load` takes where a folder holds copies of the files, each under its own name; a built-in hand stays as it is."""
+  name = str(name_or_path)
+  return name if name in BUILT_IN else ",".join(str(pathlib.Path(folder) / pathlib.Path(part).name) for part in name.split(","))
+
+
+def _path(name_or_path, side):
+  name = str(name_or_path)
+  if name in BUILT_IN:
+    return _MODELS / f"{name}_{side}.xml"
+  both = name.split(",")
+  if len(both) > 2 or (len(both) == 2 and pathlib.Path(both[0]).name == pathlib.Path(both[1]).name):
+    found = f"{len(both)} files" if len(both) > 2 else f"two of the name {pathlib.Path(both[0]).name}"
+    raise UserError(f"hand {name!r}: found {found}, expected one, or LEFT,RIGHT of different names: a run keeps copies side by side")
+  return pathlib.Path(both[keypoints.SIDES.index(side)] if len(both) == 2 else both[0])
 
 
 def describe(hand) -> str:

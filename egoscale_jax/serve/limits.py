@@ -40,10 +40,10 @@ class Limits:
 
 def of_hand(workdir, hand_name, joints: int) -> Limits:
   """Of the description that the policy's labels are of: a built-in hand, or the file that the work directory keeps."""
-  kept = pathlib.Path(workdir) / run_lib.HANDS / pathlib.Path(hand_name).name
-  if hand_name not in hand_lib.BUILT_IN and not kept.is_file():
+  kept = hand_lib.kept(hand_name, pathlib.Path(workdir) / run_lib.HANDS)
+  if not all(hand_lib.files(kept, side) for side in keypoints.SIDES):
     raise UserError(f"--limits: found none, expected a file: the work directory holds no description of the hand {hand_name!r}")
-  hands = [hand_lib.load(hand_name if hand_name in hand_lib.BUILT_IN else kept, side) for side in keypoints.SIDES]
+  hands = [hand_lib.load(kept, side) for side in keypoints.SIDES]
   if any(hand.num_joints != joints for hand in hands):
     raise UserError(f"--limits: found none, expected a file: {hand_name!r} has {hands[0].num_joints} joints, the policy {joints}")
   return Limits(*(np.stack([getattr(hand, name) for hand in hands]) for name in ("lower_J", "upper_J", "velocity_J")))

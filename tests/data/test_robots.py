@@ -197,6 +197,31 @@ def test_a_wrist_without_a_hand_makes_no_label(tmp_path):
     prepare.prepare(lerobot, tmp_path / "in", tmp_path / "out", image_size=64)
 
 
+def test_a_config_beside_the_recordings_that_was_mended_is_another_output(tmp_path):
+  root = robots.write_v2(tmp_path / "in")
+  prepare.prepare(lerobot, tmp_path / "in", tmp_path / "out", image_size=90)
+  prepare.prepare(lerobot, tmp_path / "in", tmp_path / "out", image_size=90)  # the same: nothing to do
+  (path,) = root.rglob("egoscale.json")
+  frame = {"base": "world", "world": "base"}[robots.CONFIG["frame"]]
+  path.write_text(json.dumps(robots.CONFIG | {"frame": frame}))
+  with pytest.raises(
+    UserError, match=f"^{path}: the columns mean something else than when {tmp_path}/out was begun; prepare it into a folder"
+  ):
+    prepare.prepare(lerobot, tmp_path / "in", tmp_path / "out", image_size=90)
+
+
+def test_a_hand_s_description_that_was_mended_is_another_output(tmp_path, monkeypatch):
+  robots.write_v2(tmp_path / "in")
+  description = tmp_path / "hand.xml"
+  description.write_text("one")
+  monkeypatch.setattr(prepare.hand_lib, "files", lambda name, side: (description,))
+  prepare.prepare(lerobot, tmp_path / "in", tmp_path / "out", image_size=90)
+  prepare.prepare(lerobot, tmp_path / "in", tmp_path / "out", image_size=90)  # the same: nothing to do
+  description.write_text("two")
+  with pytest.raises(UserError, match=r"was begun with other settings: hand_sha256: found '\w+', it has '\w+'; choose another folder"):
+    prepare.prepare(lerobot, tmp_path / "in", tmp_path / "out", image_size=90)
+
+
 def test_columns_are_for_sources_that_need_them(tmp_path):
   test_landmarks.write(tmp_path / "in")
   with pytest.raises(UserError, match=r"columns: found x\.json, expected none: recordings of landmarks"):

@@ -1,5 +1,6 @@
 """Loading: the built-in hands against the makers' own files, coupled joints, and every refusal."""
 
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import jax
@@ -7,6 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from egoscale_jax.data import labeller
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand, keypoints, kinematics
 
@@ -156,10 +158,32 @@ def test_wrist_frame_of_the_built_in(name, forward, back, side):
 def test_unknown_hand_side_and_file_are_one_line(tmp_path):
   with pytest.raises(UserError, match=r"^hand 'no_such_hand': .*built-in hands: sharpa_wave, dex3, shadow, allegro, inspire$"):
     hand.load("no_such_hand", "right")
-  with pytest.raises(UserError, match=r"^hand '.*absent\.urdf': neither"):
+  with pytest.raises(UserError, match=r"^hand '.*absent\.urdf': no such file$"):
     hand.load(tmp_path / "absent.urdf", "right")
+  with pytest.raises(
+    UserError, match=r"^hand 'a/hand\.urdf,b/hand\.urdf': found two of the name hand\.urdf, expected one, or LEFT,RIGHT of different"
+  ):
+    hand.load("a/hand.urdf,b/hand.urdf", "right")
+  with pytest.raises(UserError, match=r"^hand 'a\.urdf,b\.urdf,c\.urdf': found 3 files, expected one, or LEFT,RIGHT"):
+    hand.load("a.urdf,b.urdf,c.urdf", "right")
   with pytest.raises(UserError, match=r"^side 'up': expected one of left, right$"):
     hand.load("sharpa_wave", "up")
+
+
+def test_a_file_for_each_side(shared, tmp_path):
+  files = {side: shared / "hands" / "inspire" / f"inspire_hand_{side}.urdf" for side in keypoints.SIDES}
+  both = ",".join(map(str, files.values()))
+  for side, file in files.items():
+    assert hand.load(both, side) == hand.load(file, side)
+    assert hand.files(both, side) == (file,)
+    shutil.copy(file, tmp_path)
+    assert hand.load(hand.kept(both, tmp_path), side) == hand.load(file, side)
+  assert [h.side for h in labeller.load_hands(both)] == list(keypoints.SIDES)
+  with pytest.raises(
+    UserError, match=r"the side 'left' contradicts .*; take --side=right; where both hands are asked for, .*--hand=LEFT,RIGHT$"
+  ):
+    labeller.load_hands(str(files["right"]))
+  assert hand.kept("dex3", tmp_path) == "dex3"
 
 
 def _edited(tmp_path, old, new, name="sharpa_wave_right"):

@@ -57,10 +57,13 @@ POSES = {
 
 def find(given, folders) -> dict:
   """The config at `given`, where that is not empty, else in the first of the folders that has one, else {}."""
-  if given:
-    return load(given)
-  there = [path for path in (os.path.join(folder, FILE) for folder in folders) if os.path.exists(path)]
-  return load(there[0]) if there else {}
+  path = given or beside(folders)
+  return load(path) if path else {}
+
+
+def beside(folders) -> str:
+  """The config in the first of the folders that has one, else ""."""
+  return next((path for path in (os.path.join(folder, FILE) for folder in folders) if os.path.exists(path)), "")
 
 
 def load(path) -> dict:

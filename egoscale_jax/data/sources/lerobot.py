@@ -39,7 +39,9 @@ def find(directory, config_path="") -> list[schema.Recording]:
     except UserError:
       episodes = [0]  # to be refused by read(), so that the other data sets go on
     files = (os.path.join(root, "meta", "info.json"), os.fspath(directory), os.fspath(config_path))
-    found += [schema.Recording(f"{name or os.path.basename(os.path.abspath(root))}/episode_{i:06d}", files) for i in episodes]
+    stem = name or os.path.basename(os.path.abspath(root))
+    config = "" if config_path else lerobot_meta.config_beside(root, os.fspath(directory))
+    found += [schema.Recording(f"{stem}/episode_{i:06d}", files, config) for i in episodes]
   return found
 
 

@@ -38,6 +38,16 @@ def read(root, directory, config_path) -> Meta:
   return _read_meta(root, directory, config_path, tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
 
 
+def config_beside(root, directory) -> str:
+  """The file that says what the columns mean, where none is given: egoscale.json, else modality.json, else ""."""
+  modality = os.path.join(root, "meta", "modality.json")
+  return columns.beside(_folders(root, directory)) or (modality if os.path.exists(modality) else "")
+
+
+def _folders(root, directory):
+  return os.path.join(root, "meta"), directory
+
+
 @functools.lru_cache(maxsize=8)
 def _read_meta(root, directory, config_path, _):
   info_path = os.path.join(root, "meta", "info.json")
@@ -62,7 +72,7 @@ def _feature_names(feature):
 def _config(root, directory, config_path, features) -> dict:
   """egoscale.json, else what modality.json tells; state and action where neither names them."""
   modality = os.path.join(root, "meta", "modality.json")
-  config = columns.find(config_path, [os.path.join(root, "meta"), directory])
+  config = columns.find(config_path, _folders(root, directory))
   if not config and os.path.exists(modality):
     config = columns.from_modality(modality)
   defaults = {"state": ["observation.state"], "action": ["action"]}

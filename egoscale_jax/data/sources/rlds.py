@@ -36,7 +36,8 @@ def find(directory, config_path="") -> list[schema.Recording]:
       _, split, number, _ = _SHARD.match(shard).groups()
       stem = "/".join(part for part in (folder, split, number) if part)
       files = (path, os.path.join(root, "features.json"), os.fspath(config_path), os.fspath(directory))
-      found += [schema.Recording(f"{stem}/{i:06d}", files) for i in range(len(_records(path)))]
+      config = "" if config_path else columns.beside([root, os.fspath(directory)])
+      found += [schema.Recording(f"{stem}/{i:06d}", files, config) for i in range(len(_records(path)))]
   if not found:
     raise UserError(f"{directory}: found no *.tfrecord-*-of-* beside a features.json")
   return found
