@@ -46,6 +46,8 @@ def rollout(arguments):
     from egoscale_jax import policy
     from egoscale_jax.train import checkpoint
 
+    if arguments.workers > 1:  # each process opens the policy, on the same GPU: none may take its memory whole
+      os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     how = (arguments.execute, arguments.frozen, arguments.ramp, checkpoint.latest_step(arguments.checkpoint))
     make_agent = functools.partial(policy.agent, arguments.checkpoint, arguments.embodiment or arguments.body, *how)
   summary = rollout.run(make_agent, settings, arguments.output, arguments.workers)

@@ -30,6 +30,8 @@ def test_chunk_is_poses_and_joints_within_reach(policy):
 
 def test_an_older_checkpoint_is_opened_by_its_step(policy, tiny_run):
   first = min(int(folder.name) for folder in (tiny_run / "checkpoints").iterdir() if folder.name.isdigit())
+  with pytest.raises(UserError, match=r"checkpoints/7777: no such checkpoint, or not any more: a run that goes on keeps"):
+    Policy(tiny_run, 7777)
   older, image = Policy(tiny_run, first), np.zeros((32, 32, 3), np.uint8)
   assert older.step == first < policy.step
   assert not np.array_equal(older([image], "Pour tea.").joints_Tx2xJ, policy([image], "Pour tea.").joints_Tx2xJ)
@@ -77,6 +79,20 @@ def test_actions_at_rest_are_said_as_their_mean_and_never_read(policy, tiny_run,
   batch = resting.row(Request([image], "Pour tea."))[0]
   np.testing.assert_array_equal(batch.action_mask_BxTxA[0, :62], np.arange(62) >= 31)
   assert policy.row(Request([image], "Pour tea."))[0].action_mask_BxTxA[0, :62].all()
+
+
+def test_a_hand_that_was_never_seen_stays_where_it_is(policy, monkeypatch):
+  slot, left_A = policy.slot("human"), np.arange(62) < 31
+  normalizer = slot.normalizer
+  rest_A = np.where(left_A, np.float32(np.nan), normalizer.rest_A)
+  normalizer = dataclasses.replace(normalizer, observed_A=~left_A, learnt_A=~left_A, rest_A=rest_A)
+  monkeypatch.setattr(policy, "slot", lambda embodiment: dataclasses.replace(slot, normalizer=normalizer))
+  action = np.random.default_rng(0).normal(size=(policy.config.model.horizon, policy.config.model.action_dim)).astype(np.float32)
+  chunk = policy.chunk(Request([], "Pour tea."), action)
+  np.testing.assert_array_equal(chunk.T_start_wrist_Tx2x4x4[:, 0], np.broadcast_to(np.eye(4), (len(action), 4, 4)))
+  assert np.isnan(chunk.joints_Tx2xJ[:, 0]).all()
+  assert np.isfinite(chunk.joints_Tx2xJ[:, 1]).all()
+  assert np.ptp(chunk.T_start_wrist_Tx2x4x4[:, 1], axis=0).max() > 0
 
 
 def test_several_requests_are_what_each_is_alone(policy):

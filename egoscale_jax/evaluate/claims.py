@@ -134,7 +134,8 @@ def verdicts(told, config) -> list[dict]:
       entry["measured"] = f"{_share(most)};\n{_share(least)}"
       entry["holds"] = most["success"] >= SHOT_WITH and least["success"] < SHOT_WITHOUT
     found.append(entry)
-  return [*found, _rank(ladder(told)), _controls(told)]
+  ablation = {"claim": "action representation: joints, fingertips, wrist only", "aim": "in this order", "measured": "not built"}
+  return [*found, _rank(ladder(told)), _controls(told), ablation | {"holds": None}]
 
 
 def points(found) -> str:

@@ -37,6 +37,9 @@ def save(checkpoints, step, state):
 
 def restore(checkpoints, step, shapes, shardings):
   """The state of `step`, or a part of it, on any mesh. `shapes` and `shardings` are trees like it; a mismatch is a UserError with paths."""
+  if not (pathlib.Path(checkpoints.directory) / str(step)).is_dir():
+    advice = "a run that goes on keeps the newest config.keep_checkpoints; wait for its end, or keep more"
+    raise UserError(f"{checkpoints.directory}/{step}: no such checkpoint, or not any more: {advice}")
   found = checkpoints.item_metadata(step).tree
   compare(shapes, {name: found[name] for name in _names(shapes) if name in found}, f"{checkpoints.directory}/{step}")
   target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
