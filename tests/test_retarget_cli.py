@@ -8,6 +8,7 @@ from test_cli import fails, run
 
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import alignment, files, hand, kinematics, retarget
+from egoscale_jax.sim import human, postures
 
 FRAMES = 40
 
@@ -144,6 +145,20 @@ def test_damaged_files_are_refused_or_read_but_never_a_traceback(recording, tmp_
   (tmp_path / "one.npz").write_bytes((tmp_path / "a.npy").read_bytes())
   with pytest.raises(UserError, match=r"one.npz: cannot be read as .npz: it holds one array"):
     files.read(tmp_path / "one.npz")
+
+
+def test_a_hand_of_the_other_side_or_in_another_order_is_refused():
+  bent = human.RightHand(1.0).keypoints(postures.GRASP_SHUT)
+  points, model = np.repeat(bent[None], 20, axis=0), hand.load("dex3", "right")
+  alignment.Human(points, model, "right", None, 0.5, None).check_side()
+  order = np.r_[0, 17:21, 13:17, 9:13, 5:9, 1:5]
+  for wrong in (points * (-1, 1, 1), points[:, order]):
+    with pytest.raises(
+      UserError, match=r"in most frames the fingers bend out of the back of a right hand \(-\d+ degrees\); expected a hand of"
+    ):
+      alignment.Human(wrong, model, "right", None, 0.5, None).check_side()
+  some = np.where(np.arange(20)[:, None, None] < 9, points * (-1, 1, 1), points)  # a few frames of another hand are the doctor's to find
+  alignment.Human(some, model, "right", None, 0.5, None).check_side()
 
 
 def test_a_confidence_that_is_no_number_is_none(recording):

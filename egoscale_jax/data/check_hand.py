@@ -12,10 +12,7 @@ MIN_CONFIDENCE = 0.1
 MAX_BONE_DRIFT = 0.3  # of the bone's median length in the episode; the real samples stay below 0.014
 MAX_GROWTH = 0.08  # of a hand's size from the first to the last third of an episode; the real samples stay below 0.001
 PALM_METRES = (0.04, 0.20)  # wrist to middle knuckle; outside it the unit is not the metre, or the skeleton is not a hand's
-# Bends of the middle and end joints of the four fingers, positive to the palm. The real samples stay above 0 at every joint and frame, a
-# flat hand in the simulator at 4; few people bend a single joint 20 degrees back, none all eight.
-MIN_BEND = np.radians(-45)  # of any joint
-MIN_MEAN_BEND = np.radians(-8)  # of the eight: below it the palm is where the back should be
+MIN_BEND = np.radians(-45)  # of any joint of keypoints.bends: few people bend a single one 20 degrees back
 FROZEN_SECONDS = 0.5  # a tracker's noise alone moves some keypoint by more than STILL_METRES; the real samples repeat one frame at most
 STILL_METRES = 2e-5
 REPEATS = 5  # frames in a row with equal gaps: a track that was resampled by repeating
@@ -133,22 +130,12 @@ def _sizes(points_FxPx3, valid_F, here, side):
   return ~drift_bad_F, found
 
 
-def bends(points_FxPx3, T_world_wrist_Fx4x4) -> np.ndarray:
-  """Angles [F, 4 fingers, 2] of the middle and the end joint, radians, positive to the palm of a hand of that side."""
-  local_FxPx3 = geometry.transform(geometry.se3_inverse(T_world_wrist_Fx4x4), points_FxPx3)
-  chain_Fx4x4x3 = local_FxPx3[:, np.add.outer(keypoints.KNUCKLES, range(4))]  # mcp, pip, dip, tip of four fingers
-  bone = np.diff(chain_Fx4x4x3, axis=2)
-  near, far = bone[:, :, :-1], bone[:, :, 1:]
-  across = np.cross(near, far)[..., 1]  # about y, the line of the knuckles: from x (fingers) to -z (palm)
-  return np.arctan2(across, (near * far).sum(axis=-1))
-
-
 def _bends(points_FxPx3, T_world_wrist_Fx4x4, sure_F, side):
   """-> [F] bool, and findings: fingers bend to the palm, which tells a left hand from a right one."""
   bend_Fx4x2 = np.zeros((len(sure_F), 4, 2))
-  bend_Fx4x2[sure_F] = np.nan_to_num(bends(points_FxPx3[sure_F].astype(np.float64), T_world_wrist_Fx4x4[sure_F]))
+  bend_Fx4x2[sure_F] = np.nan_to_num(keypoints.bends(points_FxPx3[sure_F].astype(np.float64), T_world_wrist_Fx4x4[sure_F]))
   mean_F, lowest_F = bend_Fx4x2.mean(axis=(1, 2)), bend_Fx4x2.min(axis=(1, 2))
-  mirrored_F = mean_F < MIN_MEAN_BEND
+  mirrored_F = mean_F < keypoints.MIN_MEAN_BEND
   degrees = np.degrees(mean_F.min())
   detail = f"the fingers bend {degrees:.0f} degrees on average, out of the back: points of the other hand, or a mirrored picture"
   found = findings.masked("mirrored", side, mirrored_F, detail)

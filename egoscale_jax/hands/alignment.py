@@ -31,6 +31,16 @@ class Human:
     if np.isnan(self.scale) and len(sample) < shape[0]:  # a hand that is seen so rarely that the sample missed it
       self.scale = _scale(self._human(slice(None)), hand)
 
+  def check_side(self):
+    """UserError where most hands bend backwards, as a person's do not: their residuals would look as good as any."""
+    sample = self._human(slice(None, None, max(1, len(self) // _SAMPLE)))
+    whole_Fx21x3 = sample[np.isfinite(sample).all(axis=(1, 2))]
+    mean_F = keypoints.bends(whole_Fx21x3, keypoints.wrist_frame(whole_Fx21x3, self._side)).mean(axis=(1, 2))
+    if np.sum(mean_F < keypoints.MIN_MEAN_BEND) > 0.5 * len(mean_F):
+      found = f"in most frames the fingers bend out of the back of a {self._side} hand ({np.degrees(np.median(mean_F)):.0f} degrees)"
+      expected = "expected a hand of that side, not mirrored, as wrist, then thumb, index, middle, ring, little, each base to tip"
+      raise UserError(f"keypoints: {found}; {expected}")
+
   def __len__(self):
     return len(self._keypoints)
 

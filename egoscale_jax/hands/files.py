@@ -32,6 +32,7 @@ def run(name, side, source, output, fingers=None, scale=None, rate_hz=30.0):
   hand = hand_lib.load(name, side, fingers)
   try:
     human = alignment.Human(keypoints_Fx21x3, hand, side, confidence_Fx21, 0.5, scale)
+    human.check_side()
   except UserError as error:
     raise UserError(f"{source}: {error}") from error
   if not len(human):

@@ -19,6 +19,11 @@ TIPS = (4, 8, 12, 16, 20)
 BONES = tuple((0 if i % 4 == 1 else i - 1, i) for i in range(1, 21))  # (parent, child): for drawing and limb lengths
 
 
+# Mean of `bends`, radians: below it the palm is where the back should be. The real samples stay above 0 at every joint and frame, a flat
+# hand in the simulator at 4 degrees; nobody bends all eight joints back.
+MIN_MEAN_BEND = np.radians(-8)
+
+
 def wrist_frame(keypoints_Px3, side, fingers=(1, 2, 3, 4)):
   """Keypoints [..., 21, 3] of one hand in frame a, side "left" or "right" -> T_a_wrist [..., 4, 4].
 
@@ -48,3 +53,13 @@ def wrist_frames(keypoints_2xPx3):
   """Both hands, left then right: keypoints [..., 2, 21, 3] in frame a -> T_a_wrist [..., 2, 4, 4]."""
   xp = jnp if isinstance(keypoints_2xPx3, jax.Array) else np
   return xp.stack([wrist_frame(keypoints_2xPx3[..., i, :, :], side) for i, side in enumerate(SIDES)], axis=-3)
+
+
+def bends(points_FxPx3, T_world_wrist_Fx4x4) -> np.ndarray:
+  """Angles [F, 4 fingers, 2] of the middle and the end joint, radians, positive to the palm of a hand of that side."""
+  local_FxPx3 = geometry.transform(geometry.se3_inverse(T_world_wrist_Fx4x4), points_FxPx3)
+  chain_Fx4x4x3 = local_FxPx3[:, np.add.outer(KNUCKLES, range(4))]  # mcp, pip, dip, tip of four fingers
+  bone = np.diff(chain_Fx4x4x3, axis=2)
+  near, far = bone[:, :, :-1], bone[:, :, 1:]
+  across = np.cross(near, far)[..., 1]  # about y, the line of the knuckles: from x (fingers) to -z (palm)
+  return np.arctan2(across, (near * far).sum(axis=-1))
