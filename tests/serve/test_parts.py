@@ -1,15 +1,20 @@
 """The parts without a model: limits, observations, tokens, rates, batches."""
 
 import asyncio
+import contextlib
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 import simplejpeg
+import websockets
+from websockets.sync import server as websockets_server
 
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand
-from egoscale_jax.serve import batcher, guard, limits, observation
+from egoscale_jax.serve import batcher, client, guard, limits, observation, wire
 from egoscale_jax.serve.service import sizes_up_to
 
 HORIZON = 8
@@ -264,3 +269,59 @@ def test_the_deadline_ends_the_wait():
   told = asyncio.run(main())
   assert told.rows == 1
   assert 0.04 < told.queue_s < 5
+
+
+@contextlib.contextmanager
+def slow_server():
+  """-> its address, and an event that its answers wait for. The answer to a request is its seed."""
+  go = threading.Event()
+
+  def talk(connection):
+    connection.send(wire.pack_openpi({}))
+    for message in connection:
+      with connection.protocol_mutex:  # it hangs: it answers no request to close either
+        go.wait(30)
+      seed = wire.unpack(message)["seed"]
+      joints = np.full((1, 2, 3), seed, np.float32)
+      with contextlib.suppress(websockets.ConnectionClosed):
+        connection.send(wire.pack_openpi({"wrist": joints, "joints": joints, "time_s": np.zeros(1), "server_timing": {}}))
+
+  with websockets_server.serve(talk, "127.0.0.1", 0) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+      yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}", go
+    finally:
+      go.set()
+      server.shutdown()
+      thread.join(30)
+
+
+def asked(own, seed):
+  return own.act({}, "Pour.", np.tile(np.eye(4), (2, 1, 1)), np.zeros((2, 3)), seed=seed).joints_Tx2xJ[0, 0, 0]
+
+
+def test_a_late_answer_is_never_taken_for_the_next_ones(monkeypatch):
+  with slow_server() as (address, go):
+    with client.Client(address, timeout_s=0.2) as own:
+      start = time.monotonic()
+      with pytest.raises(TimeoutError, match=r"server: no answer within timeout_s=0\.2, the connection is closed: make a new Client"):
+        asked(own, 1)
+      assert time.monotonic() - start < 6
+      go.set()
+      for seed in (2, 3):
+        with pytest.raises(UserError, match=r"connection: found closed, .* expected an open one: make a new Client"):
+          asked(own, seed)
+    with client.Client(address) as own:
+      assert [asked(own, seed) for seed in (4, 5)] == [4, 5]
+      recv = own._connection.recv
+
+      def interrupted(timeout):
+        raise KeyboardInterrupt
+
+      monkeypatch.setattr(own._connection, "recv", interrupted)
+      with pytest.raises(KeyboardInterrupt):
+        asked(own, 6)
+      monkeypatch.setattr(own._connection, "recv", recv)
+      with pytest.raises(UserError, match="connection: found closed"):
+        asked(own, 7)
