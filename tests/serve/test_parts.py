@@ -39,6 +39,14 @@ def test_targets_stay_in_range_and_no_step_is_faster_than_allowed():
   np.testing.assert_array_equal(bounds().enforce(wanted, start, 0.1), np.clip(wanted, -1, 1).astype(np.float32))
 
 
+def test_joints_outside_of_their_range_come_back_no_faster_than_allowed():
+  start = np.tile([-1.25, 1.25, 0.0], (2, 1))
+  found = bounds(velocity=1.0).enforce(np.tile([-2.0, 0.5, 2.0], (HORIZON, 2, 1)), start, 0.1)
+  np.testing.assert_allclose(found[:4, 0], [[-1.15, 1.15, 0.1], [-1.05, 1.05, 0.2], [-1, 0.95, 0.3], [-1, 0.85, 0.4]], atol=1e-6)
+  assert np.abs(found[3:]).max() <= 1.0
+  assert np.abs(np.diff(found, axis=0, prepend=np.float32(start)[None])).max() <= 0.1 + 1e-6
+
+
 def test_steps_that_are_over_stay_and_the_next_follows_from_them():
   wanted = np.full((4, 2, 3), 0.9)
   wanted[:2] = 0.5
