@@ -25,9 +25,11 @@ class Limits:
 
     start: the joints now, from where the first step goes. A target out of reach is approached as fast as is allowed. Joints that are
     outside of their range, as measured ones may be, come back at that speed too: until then they are outside, and nearer each step.
+    A target of NaN is none: the joint stays at `start`, in its range or not.
     """
     bounded = np.clip(np.asarray(joints_TxJ2, np.float32), self.lower_2xJ, self.upper_2xJ)
     before = np.asarray(start_2xJ, np.float32)
+    np.copyto(bounded, before, where=np.isnan(bounded))
     if done:
       bounded[:done] = joints_TxJ2[:done]
       before = bounded[done - 1]

@@ -47,6 +47,16 @@ def test_joints_outside_of_their_range_come_back_no_faster_than_allowed():
   assert np.abs(np.diff(found, axis=0, prepend=np.float32(start)[None])).max() <= 0.1 + 1e-6
 
 
+def test_a_joint_without_a_target_stays():
+  start = np.tile([-1.25, 0.3, 0.0], (2, 1))
+  wanted = np.tile([np.nan, np.nan, 0.15], (3, 2, 1))
+  found = bounds(velocity=1.0).enforce(wanted, start, 0.1)
+  np.testing.assert_allclose(found[:, 1], [[-1.25, 0.3, 0.1], [-1.25, 0.3, 0.15], [-1.25, 0.3, 0.15]], atol=1e-6)
+  wanted[0] = 0.5  # over, and the hand is measured elsewhere
+  found = bounds(velocity=1.0).enforce(wanted, start, 0.1, done=1)
+  np.testing.assert_allclose(found[:, 1, 1], [0.5, 0.4, 0.3], atol=1e-6)
+
+
 def test_steps_that_are_over_stay_and_the_next_follows_from_them():
   wanted = np.full((4, 2, 3), 0.9)
   wanted[:2] = 0.5
