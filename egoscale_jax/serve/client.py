@@ -21,14 +21,18 @@ class Answer:
 
 
 class Client:
-  """`Client("ws://127.0.0.1:8000")`; metadata tells what is expected. A refused observation raises UserError, and the next may be good."""
+  """`Client("ws://127.0.0.1:8000")`; metadata tells what is expected. A refused observation raises UserError, and the next may be good.
+
+  A request that is broken off, as by TimeoutError after timeout_s, closes the connection: what is asked next is asked of a new Client.
+  """
 
   def __init__(self, address: str, token: str = "", timeout_s: float = 60.0, ssl=None):
     headers = {"Authorization": f"Bearer {token}"} if token else None
     more = {"ssl": ssl} if ssl is not None else {}
-    self._timeout_s = timeout_s
+    self._timeout_s, self._closed = timeout_s, False
     self._open = contextlib.ExitStack()
-    connecting = websockets_client.connect(address, additional_headers=headers, compression=None, max_size=2**26, **more)
+    more |= {"max_size": 2**26, "close_timeout": 1.0}  # a server that does not answer need not say good-bye either: the robot waits
+    connecting = websockets_client.connect(address, additional_headers=headers, compression=None, **more)
     self._connection = self._open.enter_context(connecting)
     self.metadata = self._receive()
     self._last = None
@@ -40,6 +44,7 @@ class Client:
     self.close()
 
   def close(self):
+    self._closed = True
     self._open.close()
 
   def act(
@@ -65,13 +70,24 @@ class Client:
         raise UserError(f"executed: found {executed}, expected a step of the last answer")
       last = {"executing/wrist": self._last.T_base_wrist_Tx2x4x4[executed:], "executing/joints": self._last.joints_Tx2xJ[executed:]}
       values |= last | {"executing/frozen": frozen, "executing/ramp": ramp}
-    self._connection.send(wire.pack_openpi(values))
-    found = self._receive()
+    found = self._receive(wire.pack_openpi(values))
     self._last = Answer(found["wrist"], found["joints"], found["time_s"], found["server_timing"])
     return self._last
 
-  def _receive(self):
-    message = self._connection.recv(self._timeout_s)
+  def _receive(self, request=None):
+    """-> the next message of the server, after the request, if there is one."""
+    if self._closed:
+      raise UserError("connection: found closed, by close() or a request that was broken off, expected an open one: make a new Client")
+    try:
+      if request is not None:
+        self._connection.send(request)
+      message = self._connection.recv(self._timeout_s)
+    except BaseException as error:
+      self.close()  # the answer is on its way: the next request would be given it, the one after that the next one's, and so on
+      if isinstance(error, TimeoutError):
+        told = f"server: no answer within timeout_s={self._timeout_s:g}, the connection is closed: make a new Client, and give it longer"
+        raise TimeoutError(told) from error
+      raise
     if isinstance(message, str):
       raise UserError(message)
     return wire.unpack(message)

@@ -23,15 +23,18 @@ class Limits:
   def enforce(self, joints_TxJ2, start_2xJ, step_s, done=0):
     """Targets [T, 2, J] -> float32 within the ranges, and no step faster than the speeds allow; the first `done` steps stay as they are.
 
-    start: the joints now, from where the first step goes. A target out of reach is approached as fast as is allowed.
+    start: the joints now, from where the first step goes. A target out of reach is approached as fast as is allowed. Joints that are
+    outside of their range, as measured ones may be, come back at that speed too: until then they are outside, and nearer each step.
+    A target of NaN is none: the joint stays at `start`, in its range or not.
     """
     bounded = np.clip(np.asarray(joints_TxJ2, np.float32), self.lower_2xJ, self.upper_2xJ)
-    before = np.clip(np.asarray(start_2xJ, np.float32), self.lower_2xJ, self.upper_2xJ)
+    before = np.asarray(start_2xJ, np.float32)
+    np.copyto(bounded, before, where=np.isnan(bounded))
     if done:
       bounded[:done] = joints_TxJ2[:done]
       before = bounded[done - 1]
     reach = self.velocity_2xJ * np.float32(step_s)
-    for k in range(done, len(bounded)):  # between the last step and a target in range, so in range too
+    for k in range(done, len(bounded)):  # between the last step and a target in range, so in range too once that is
       # np.clip costs three times as much, and a horizon has forty steps
       np.minimum(np.maximum(bounded[k], before - reach), before + reach, out=bounded[k])
       before = bounded[k]

@@ -36,6 +36,9 @@ class Settings:
   drain_s: float = 30.0
 
   def check(self):
+    for name, port in (("port", self.port), ("zmq-port", self.zmq_port)):
+      if port is not None and not 0 <= port <= 65535:
+        raise UserError(f"--{name}: found {port}, expected 1 to 65535, or 0 for a free one")
     for name in ("batch", "max_bytes", "connections", "queue", "rate_limit"):
       if not getattr(self, name) >= 1:
         raise UserError(f"--{name.replace('_', '-')}: found {getattr(self, name)}, expected at least 1")

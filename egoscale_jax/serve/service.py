@@ -177,9 +177,17 @@ class Service:
       raise UserError(f"{observation_lib.PROMPT}: {error}") from error
 
   def _finish(self, seen, chunk):
-    """Into the base frame, within the hand's limits, with times. All arrays have the steps first: openpi's clients slice them so."""
+    """Into the base frame, within the hand's limits, with times. All arrays have the steps first: openpi's clients slice them so.
+
+    What the training data never had, as a one-armed robot's other hand, stays where it is: the policy knows nothing of it.
+    """
+    observed_2xD = self.robot.slot.normalizer.observed_A.reshape(2, -1)
+    moves_2, told_2xJ = observed_2xD[:, : actions.WRIST_DIM].all(axis=-1), observed_2xD[:, actions.WRIST_DIM :]
     wrist_Tx2x4x4 = seen.T_base_wrist_2x4x4 @ chunk.T_start_wrist_Tx2x4x4.astype(np.float64)
-    joints_Tx2xJ = np.asarray(chunk.joints_Tx2xJ, np.float64)
+    wrist_Tx2x4x4 = np.where(moves_2[:, None, None], wrist_Tx2x4x4, seen.T_base_wrist_2x4x4)
+    if not (np.isfinite(wrist_Tx2x4x4).all() and np.isfinite(chunk.joints_Tx2xJ[:, told_2xJ]).all()):
+      raise FloatingPointError("the policy's chunk is not finite")  # a bug of the model's: no robot is to see it
+    joints_Tx2xJ = np.where(told_2xJ, np.asarray(chunk.joints_Tx2xJ, np.float64), np.nan)  # NaN: `enforce` leaves these where they are
     if seen.frozen:
       wrist_Tx2x4x4[: seen.frozen], joints_Tx2xJ[: seen.frozen] = (array[: seen.frozen] for array in seen.last)
     joints_Tx2xJ = self.robot.limits.enforce(joints_Tx2xJ, seen.joints_2xJ, self.robot.step_s, seen.frozen)

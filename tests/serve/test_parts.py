@@ -1,15 +1,20 @@
 """The parts without a model: limits, observations, tokens, rates, batches."""
 
 import asyncio
+import contextlib
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 import simplejpeg
+import websockets
+from websockets.sync import server as websockets_server
 
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand
-from egoscale_jax.serve import batcher, guard, limits, observation
+from egoscale_jax.serve import batcher, client, guard, limits, observation, wire
 from egoscale_jax.serve.service import sizes_up_to
 
 HORIZON = 8
@@ -32,6 +37,24 @@ def test_targets_stay_in_range_and_no_step_is_faster_than_allowed():
   assert steps.max() <= 0.2 + 1e-6
   assert (np.isclose(steps, 0.2) | np.isclose(found, np.clip(wanted, -1, 1))).all()  # as fast as it may, or there
   np.testing.assert_array_equal(bounds().enforce(wanted, start, 0.1), np.clip(wanted, -1, 1).astype(np.float32))
+
+
+def test_joints_outside_of_their_range_come_back_no_faster_than_allowed():
+  start = np.tile([-1.25, 1.25, 0.0], (2, 1))
+  found = bounds(velocity=1.0).enforce(np.tile([-2.0, 0.5, 2.0], (HORIZON, 2, 1)), start, 0.1)
+  np.testing.assert_allclose(found[:4, 0], [[-1.15, 1.15, 0.1], [-1.05, 1.05, 0.2], [-1, 0.95, 0.3], [-1, 0.85, 0.4]], atol=1e-6)
+  assert np.abs(found[3:]).max() <= 1.0
+  assert np.abs(np.diff(found, axis=0, prepend=np.float32(start)[None])).max() <= 0.1 + 1e-6
+
+
+def test_a_joint_without_a_target_stays():
+  start = np.tile([-1.25, 0.3, 0.0], (2, 1))
+  wanted = np.tile([np.nan, np.nan, 0.15], (3, 2, 1))
+  found = bounds(velocity=1.0).enforce(wanted, start, 0.1)
+  np.testing.assert_allclose(found[:, 1], [[-1.25, 0.3, 0.1], [-1.25, 0.3, 0.15], [-1.25, 0.3, 0.15]], atol=1e-6)
+  wanted[0] = 0.5  # over, and the hand is measured elsewhere
+  found = bounds(velocity=1.0).enforce(wanted, start, 0.1, done=1)
+  np.testing.assert_allclose(found[:, 1, 1], [0.5, 0.4, 0.3], atol=1e-6)
 
 
 def test_steps_that_are_over_stay_and_the_next_follows_from_them():
@@ -264,3 +287,59 @@ def test_the_deadline_ends_the_wait():
   told = asyncio.run(main())
   assert told.rows == 1
   assert 0.04 < told.queue_s < 5
+
+
+@contextlib.contextmanager
+def slow_server():
+  """-> its address, and an event that its answers wait for. The answer to a request is its seed."""
+  go = threading.Event()
+
+  def talk(connection):
+    connection.send(wire.pack_openpi({}))
+    for message in connection:
+      with connection.protocol_mutex:  # it hangs: it answers no request to close either
+        go.wait(30)
+      seed = wire.unpack(message)["seed"]
+      joints = np.full((1, 2, 3), seed, np.float32)
+      with contextlib.suppress(websockets.ConnectionClosed):
+        connection.send(wire.pack_openpi({"wrist": joints, "joints": joints, "time_s": np.zeros(1), "server_timing": {}}))
+
+  with websockets_server.serve(talk, "127.0.0.1", 0) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+      yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}", go
+    finally:
+      go.set()
+      server.shutdown()
+      thread.join(30)
+
+
+def asked(own, seed):
+  return own.act({}, "Pour.", np.tile(np.eye(4), (2, 1, 1)), np.zeros((2, 3)), seed=seed).joints_Tx2xJ[0, 0, 0]
+
+
+def test_a_late_answer_is_never_taken_for_the_next_ones(monkeypatch):
+  with slow_server() as (address, go):
+    with client.Client(address, timeout_s=0.2) as own:
+      start = time.monotonic()
+      with pytest.raises(TimeoutError, match=r"server: no answer within timeout_s=0\.2, the connection is closed: make a new Client"):
+        asked(own, 1)
+      assert time.monotonic() - start < 6
+      go.set()
+      for seed in (2, 3):
+        with pytest.raises(UserError, match=r"connection: found closed, .* expected an open one: make a new Client"):
+          asked(own, seed)
+    with client.Client(address) as own:
+      assert [asked(own, seed) for seed in (4, 5)] == [4, 5]
+      recv = own._connection.recv
+
+      def interrupted(timeout):
+        raise KeyboardInterrupt
+
+      monkeypatch.setattr(own._connection, "recv", interrupted)
+      with pytest.raises(KeyboardInterrupt):
+        asked(own, 6)
+      monkeypatch.setattr(own._connection, "recv", recv)
+      with pytest.raises(UserError, match="connection: found closed"):
+        asked(own, 7)

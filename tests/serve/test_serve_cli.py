@@ -80,6 +80,10 @@ def test_mistakes_are_one_line(capsys, tiny_run, tmp_path):
   assert "config.json is missing" in fails(capsys, "serve", f"--checkpoint={tmp_path}")
   assert "--checkpoint" in fails(capsys, "serve")
   assert "--batch: found 0, expected at least 1" in fails(capsys, *serve, "--batch=0")
+  nothing = ("serve", f"--checkpoint={tmp_path}")  # ports are looked at before the work directory is
+  assert "--port: found 99999, expected 1 to 65535, or 0 for a free one" in fails(capsys, *nothing, "--port=99999")
+  assert "--port: found -1, expected" in fails(capsys, *nothing, "--port=-1")
+  assert "--zmq-port: found 65536, expected" in fails(capsys, *nothing, "--zmq-port=65536")
   assert "--deadline-ms, --drain-s: found -1.0" in fails(capsys, *serve, "--deadline-ms=-1")
   assert "--rate=0.0: expected a positive number" in fails(capsys, *serve, "--rate=0")
   assert "embodiment: found 'dog', expected one of ['human']" in fails(capsys, *serve, "--embodiment=dog")

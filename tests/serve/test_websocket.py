@@ -140,6 +140,52 @@ def test_the_own_client_goes_on_with_what_is_executed(served):
   assert apart(new.T_base_wrist_Tx2x4x4, old.T_base_wrist_Tx2x4x4[2:], 2) < apart(free["wrist"], old.T_base_wrist_Tx2x4x4[2:], 2)
 
 
+def test_a_hand_that_the_training_data_never_had_stays_where_it_is(served, connection, monkeypatch):
+  policy = served.robot.policy
+  values = serving.observation(served.robot, 1)
+  values["state/joints"][1] += 5.0  # measured out of range
+  slot, chunk = policy.slot(served.robot.embodiment), policy.chunk
+  wrist, joints = serving.expected(served.robot, values)
+  left = np.arange(slot.width) < slot.width // 2
+  one_armed = dataclasses.replace(slot, normalizer=dataclasses.replace(slot.normalizer, observed_A=left))
+  lost = np.zeros(2, bool)  # hands of which the policy says nothing
+
+  def spoiled(request, action_TxA):
+    told = chunk(request, action_TxA)
+    told.joints_Tx2xJ[:, lost] = told.T_start_wrist_Tx2x4x4[:, lost] = np.nan
+    return told
+
+  monkeypatch.setattr(policy, "slot", lambda _: one_armed)
+  monkeypatch.setattr(policy, "chunk", spoiled)
+  for lost[1] in (False, True):  # whatever it says of that hand
+    answer = serving.ask(connection, values)
+    assert all(np.isfinite(answer[name]).all() for name in ("actions", "wrist", "joints"))
+    np.testing.assert_allclose(answer["wrist"][:, 0], wrist[:, 0], atol=1e-4)
+    np.testing.assert_allclose(answer["joints"][:, 0], joints[:, 0], atol=1e-4)
+    np.testing.assert_array_equal(answer["wrist"][:, 1], np.broadcast_to(np.float32(values["state/wrist"][1]), (8, 4, 4)))
+    np.testing.assert_array_equal(answer["joints"][:, 1], np.broadcast_to(values["state/joints"][1], (8, 22)))
+  last = {"executing/wrist": answer["wrist"], "executing/joints": answer["joints"], "executing/frozen": 2}
+  again = serving.ask(connection, values | last)
+  np.testing.assert_array_equal(again["joints"][:2], answer["joints"][:2])
+  assert np.isfinite(again["actions"]).all()
+
+
+@pytest.mark.parametrize("part", ["joints_Tx2xJ", "T_start_wrist_Tx2x4x4"])
+def test_what_is_not_finite_leaves_no_server(tiny_run, monkeypatch, part):
+  robot = serving.robot(tiny_run)
+  policy, chunk = robot.policy, robot.policy.chunk
+
+  def spoiled(request, action_TxA):
+    told = chunk(request, action_TxA)
+    getattr(told, part)[3, 1] = np.nan
+    return told
+
+  monkeypatch.setattr(policy, "chunk", spoiled)
+  with serving.running(robot, batch=1) as served, serving.connect(served.url) as connection:  # of its own: failures are counted
+    assert serving.ask(connection, serving.observation(robot)) == "server: internal error, its log tells more"
+    assert counts(served)["egoscale_failed_total"] == 1
+
+
 def test_padding_is_read_by_nobody(served):
   """In one program, whatever else is in the batch: the same bits."""
   policy = served.robot.policy
