@@ -11,6 +11,8 @@ from egoscale_jax.hands import keypoints
 
 SIDE_COLOURS = ((56, 189, 248), (251, 146, 60))  # left blue, right orange
 PREDICTED = ((217, 70, 239), (190, 242, 100))  # left magenta, right lime
+LABELLED = ((219, 234, 254), (254, 226, 196))  # the robot's hands of the labels: the same, pale
+MASKED = (120, 120, 128)  # a hand that is not learned
 AXIS_COLOURS = ((239, 68, 68), (34, 197, 94), (59, 130, 246))
 MIN_HEIGHT = 288  # a smaller frame is enlarged, so that lines and letters can be read
 

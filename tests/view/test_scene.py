@@ -14,7 +14,7 @@ from egoscale_jax.data.findings import Finding
 from egoscale_jax.errors import UserError
 from egoscale_jax.evaluate import film
 from egoscale_jax.hands import keypoints
-from egoscale_jax.view import episodes, timeline
+from egoscale_jax.view import draw, episodes, timeline, video
 from egoscale_jax.view import scene as scene_lib
 
 F = 12
@@ -64,6 +64,20 @@ def test_shards_give_every_frame_of_the_episode_that_the_video_shows(shards, of_
   assert of_shards.confidence_Fx2.shape == (54, 2)
   np.testing.assert_allclose(of_shards.confidence_Fx2, 0.6, atol=1e-6)  # as recordings.write has it: 0.5 to 0.7
   assert (of_shards.residual_m_Fx2 > 0).all()
+
+
+def test_the_video_of_shards_shows_the_labels_and_greys_a_hand_that_has_none(of_shards):
+  footage = of_shards.footage()
+  masked = dataclasses.replace(footage, joints_Fx2xJ=np.where(np.arange(2)[:, None] == 0, np.nan, footage.joints_Fx2xJ))
+  robot = np.where(np.arange(2)[:, None, None] == 0, np.nan, of_shards.robot_Fx2xPx3)
+  colours = lambda *drawn: set(map(tuple, np.asarray(video.annotate(*drawn)).reshape(-1, 3).tolist()))  # noqa: E731
+  plain, told = colours(footage, 5), colours(footage, 5, None, of_shards.robot_Fx2xPx3)
+  assert set(draw.SIDE_COLOURS) <= plain
+  assert not plain & {*draw.LABELLED, draw.MASKED}
+  assert {*draw.SIDE_COLOURS, *draw.LABELLED} <= told
+  half = colours(masked, 5, None, robot)
+  assert {draw.MASKED, draw.SIDE_COLOURS[1], draw.LABELLED[1]} <= half
+  assert not half & {draw.SIDE_COLOURS[0], draw.LABELLED[0]}
 
 
 def test_the_robot_hand_hangs_at_the_wrist_and_reaches_the_humans_tips(of_shards):
