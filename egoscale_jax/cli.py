@@ -228,7 +228,7 @@ def serve(arguments):
   try:
     from egoscale_jax.serve import server
   except ModuleNotFoundError as error:
-    raise UserError(f"{error.name}: not installed, expected pip install 'egoscale_jax[serve]'") from error
+    raise UserError(f"{error.name}: not installed, expected pip install -e '.[serve]' in the checkout") from error
 
   network = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(server.Settings) if field.name != "origins"}
   settings = server.Settings(**network, origins=tuple(arguments.origin))
