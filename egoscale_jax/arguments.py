@@ -104,7 +104,7 @@ def parser(functions):
   sub.add_argument("--shards", metavar="DIR", help="in place of --source and --input: is a folder of `egoscale prepare` whole")
   sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
   sub.add_argument("--html", metavar="FILE", help="the page to write: a table of the findings, and pictures of the worst episodes")
-  sub.add_argument("--hand", metavar="NAME", help="retarget humans to this hand too, for the findings of the labels (slower)")
+  sub.add_argument("--hand", metavar="NAME|FILE", help="retarget humans to this hand too, for the findings of the labels (slower)")
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
 
   sub = verb(
@@ -117,7 +117,7 @@ def parser(functions):
   )
   sub.add_argument(
     "--hand",
-    metavar="NAME",
+    metavar="NAME|FILE",
     help="robot hand to retarget humans to (default sharpa_wave), or that a recorded robot has (default: its own)",
   )
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")

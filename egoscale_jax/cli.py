@@ -12,7 +12,7 @@ import sys
 from absl import logging
 
 from egoscale_jax import arguments as arguments_lib
-from egoscale_jax.errors import EXIT_PREEMPTED, Preempted, UserError
+from egoscale_jax.errors import EXIT_PREEMPTED, Preempted, UserError, check_workdir
 
 
 def simulate(arguments):
@@ -225,6 +225,7 @@ def _attribute(arguments):
 
 
 def serve(arguments):
+  check_workdir("checkpoint", arguments.checkpoint)
   try:
     from egoscale_jax.serve import server
   except ModuleNotFoundError as error:
@@ -236,6 +237,7 @@ def serve(arguments):
 
 
 def view(arguments):
+  check_workdir("workdir", arguments.workdir)
   if arguments.web:
     from egoscale_jax.view import web
 

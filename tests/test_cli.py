@@ -58,6 +58,11 @@ def test_help_shows_one_example_that_parses(capsys, verb):
   arguments.parser({f.__name__: f for f in cli.VERBS}).parse_args([word for word in example.split() if not word.startswith("--config.")])
 
 
+@pytest.mark.parametrize("verb", ["doctor", "prepare", "retarget"])
+def test_help_says_that_a_hand_may_be_a_file(capsys, verb):
+  assert "--hand NAME|FILE" in run(capsys, verb, "--help")[1]
+
+
 def test_help_lists_every_verb(capsys):
   _, out, _ = run(capsys, "--help")
   assert all(verb in out for verb in VERBS)
@@ -135,6 +140,8 @@ def test_doctor_lists_what_to_leave_out_and_prepare_obeys(capsys, tmp_path):
   assert "left out 3 recordings by the list of exclusions" in out
   assert "kept 1 of 1 episodes" in out
   assert "doctor.json: exclude is 3" in fails(capsys, *prepare[:-1], f"--output={tmp_path}/b", f"--exclude={spoiled(tmp_path, found)}")
+  line = fails(capsys, *prepare[:-1], f"--output={tmp_path}/b", f"--exclude={tmp_path}/none.json")
+  assert line.endswith("none.json: no such file, expected the list of exclusions that `egoscale doctor --output` writes")
   assert "cannot be written" in fails(capsys, *doctor, f"--output={tmp_path}/none/doctor.json")
 
 
@@ -186,9 +193,20 @@ def test_train_mistakes_are_one_line(capsys, tmp_path, shards):
   assert "config.data.text_tokens: found 4" in line
 
 
+def test_a_work_directory_that_is_not_there_is_said_so(capsys, tmp_path, shards):
+  told = f"={tmp_path}/none: no such directory, expected a work directory of `egoscale train`"
+  assert f"--workdir{told}" in fails(capsys, "evaluate", DEBUG, f"--workdir={tmp_path}/none")
+  assert f"--checkpoint{told}" in fails(capsys, "serve", f"--checkpoint={tmp_path}/none")
+  for way in ("--web", f"--output={tmp_path}/v.png"):
+    assert f"--workdir{told}" in fails(capsys, "view", f"--input={shards}", way, f"--workdir={tmp_path}/none")
+
+
 def test_view_and_report_mistakes_are_one_line(capsys, tmp_path, shards, tiny_run):
   assert "expected .mp4 or .png" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.gif")
   assert "manifest.json: no such file" in fails(capsys, "view", f"--input={tmp_path}", f"--output={tmp_path}/v.png")
+  line = fails(capsys, "view", f"--input={tmp_path}/none", f"--output={tmp_path}/v.png")
+  assert f"--input={tmp_path}/none: no such directory" in line
+  assert "found a work directory, which is shown with --web" in fails(capsys, "view", f"--input={tiny_run}", f"--output={tmp_path}/v.png")
   assert "holds 6 episodes" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", "--episode=6")
   assert "config.json is missing" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", f"--workdir={tmp_path}")
   line = fails(capsys, "report", f"--workdir={tiny_run}", f"--shards={shards}", f"--output={tmp_path}/r.html")
