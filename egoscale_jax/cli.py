@@ -177,7 +177,7 @@ def evaluate(arguments):
   from egoscale_jax.view import evaluation
 
   figures, output = evaluation.evaluate(arguments.workdir, config.parse(arguments.config))
-  print(json.dumps(figures, indent=1))
+  print("\n".join(evaluation.lines(figures)))
   print(f"wrote {output} and {output.with_suffix('.png')}")
 
 

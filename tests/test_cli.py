@@ -9,6 +9,7 @@ import recordings
 from conftest import ROOT
 
 from egoscale_jax import arguments, cli
+from egoscale_jax.view import evaluation
 
 VERBS = (
   "simulate",
@@ -72,11 +73,13 @@ def test_evaluate_view_and_report_on_a_run(capsys, tiny_run, shards, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(tiny_run, workdir)
   fields = [f"--config.validation.{name}" for name in ("draws=2", "times=2", "batch_size=4")]
-  code, _, err = run(capsys, "evaluate", DEBUG, f"--workdir={workdir}", *fields)
+  code, out, err = run(capsys, "evaluate", DEBUG, f"--workdir={workdir}", *fields)
   assert code == 0, err
   figures = json.loads((workdir / "validation.json").read_text())
   assert figures["points"] == 2
   assert figures["draws"] == 2
+  assert out.startswith(f"step {figures['step']}: 2 queries of {figures['episodes']} held-out episodes, 2 samples each\n")
+  assert f" times the error of holding still ({figures['hold_still_mse']:.3g}): " in out
   assert (workdir / "validation.png").read_bytes().startswith(b"\x89PNG")
   code, _, err = run(capsys, "report", f"--workdir={workdir}", f"--shards={shards}", f"--output={workdir}/report.html")
   assert code == 0, err
@@ -92,6 +95,18 @@ def test_evaluate_view_and_report_on_a_run(capsys, tiny_run, shards, tmp_path):
 
   with av.open(str(tmp_path / "v.mp4")) as container:
     assert sum(1 for _ in container.decode(video=0)) == 50
+
+
+def test_evaluate_says_how_many_times_a_baselines_error():
+  figures = {"step": 9, "points": 32, "episodes": 4, "draws": 2, "action_mse": 0.27567, "action_mse_one_sample": 0.31234}
+  figures |= {"hold_still_mse": 0.030974, "mean_chunk_mse": 0.5, "flow_loss": 1.23456}
+  assert evaluation.lines(figures) == [
+    "step 9: 32 queries of 4 held-out episodes, 2 samples each",
+    "policy: action MSE 0.276 (normalised, mean of the samples; one sample 0.312)",
+    "8.9 times the error of holding still (0.031): not better",
+    "0.551 times the error of the mean chunk of the training data (0.5): better",
+    "flow loss 1.23",
+  ]
 
 
 def test_simulated_recordings_travel_the_road(capsys, tmp_path):
