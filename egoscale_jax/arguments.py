@@ -19,6 +19,11 @@ SOURCES = (
 )  # readers of data/sources
 COLUMNS = "lerobot, rlds: which columns mean what (data/sources/columns.py); video: its video.json (data/sources/video.py)"
 
+KEYPOINTS = (
+  ".npy [frames, 21, 3]: wrist, then thumb, index, middle, ring, little, each base to tip (MediaPipe's order); metres, any frame of "
+  "reference; NaN = missing; .npz: `keypoints` and, if any, `confidence`"
+)
+
 
 def parser(functions):
   """functions: {verb: what it does with the parsed arguments}."""
@@ -99,7 +104,7 @@ def parser(functions):
   sub.add_argument("--shards", metavar="DIR", help="in place of --source and --input: is a folder of `egoscale prepare` whole")
   sub.add_argument("--output", metavar="FILE", help="the .json to write: every finding with its time, and the ids to exclude")
   sub.add_argument("--html", metavar="FILE", help="the page to write: a table of the findings, and pictures of the worst episodes")
-  sub.add_argument("--hand", metavar="NAME", help="retarget humans to this hand too, for the findings of the labels (slower)")
+  sub.add_argument("--hand", metavar="NAME|FILE", help="retarget humans to this hand too, for the findings of the labels (slower)")
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
 
   sub = verb(
@@ -112,7 +117,7 @@ def parser(functions):
   )
   sub.add_argument(
     "--hand",
-    metavar="NAME",
+    metavar="NAME|FILE",
     help="robot hand to retarget humans to (default sharpa_wave), or that a recorded robot has (default: its own)",
   )
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
@@ -144,9 +149,7 @@ def parser(functions):
   )
   sub.add_argument("--hand", default="sharpa_wave", metavar="NAME|FILE", help="a built-in hand, or a .urdf or .xml (default sharpa_wave)")
   sub.add_argument("--side", required=True, choices=("left", "right"), help="of the human and of the robot hand")
-  sub.add_argument(
-    "--keypoints", required=True, metavar="FILE", help=".npy [frames, 21, 3] in metres; .npz: `keypoints` and, if any, `confidence`"
-  )
+  sub.add_argument("--keypoints", required=True, metavar="FILE", help=KEYPOINTS)
   sub.add_argument("--output", required=True, metavar="FILE", help="the .npz to write; `egoscale view` draws it")
   sub.add_argument("--fingers", metavar="thumb:LINK,…", help="the links or sites of the fingertips, if the hand's file does not tell")
   sub.add_argument("--scale", type=float, metavar="X", help="robot's size over the human's (default: from the keypoints)")

@@ -12,7 +12,7 @@ import sys
 from absl import logging
 
 from egoscale_jax import arguments as arguments_lib
-from egoscale_jax.errors import EXIT_PREEMPTED, Preempted, UserError
+from egoscale_jax.errors import EXIT_PREEMPTED, Preempted, UserError, check_workdir
 
 
 def simulate(arguments):
@@ -179,7 +179,7 @@ def evaluate(arguments):
   from egoscale_jax.view import evaluation
 
   figures, output = evaluation.evaluate(arguments.workdir, config.parse(arguments.config))
-  print(json.dumps(figures, indent=1))
+  print("\n".join(evaluation.lines(figures)))
   print(f"wrote {output} and {output.with_suffix('.png')}")
 
 
@@ -227,10 +227,11 @@ def _attribute(arguments):
 
 
 def serve(arguments):
+  check_workdir("checkpoint", arguments.checkpoint)
   try:
     from egoscale_jax.serve import server
   except ModuleNotFoundError as error:
-    raise UserError(f"{error.name}: not installed, expected pip install 'egoscale_jax[serve]'") from error
+    raise UserError(f"{error.name}: not installed, expected pip install -e '.[serve]' in the checkout") from error
 
   network = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(server.Settings) if field.name != "origins"}
   settings = server.Settings(**network, origins=tuple(arguments.origin))
@@ -238,6 +239,7 @@ def serve(arguments):
 
 
 def view(arguments):
+  check_workdir("workdir", arguments.workdir)
   if arguments.web:
     from egoscale_jax.view import web
 

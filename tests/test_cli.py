@@ -9,6 +9,7 @@ import recordings
 from conftest import ROOT
 
 from egoscale_jax import arguments, cli
+from egoscale_jax.view import evaluation
 
 VERBS = (
   "simulate",
@@ -58,6 +59,11 @@ def test_help_shows_one_example_that_parses(capsys, verb):
   arguments.parser({f.__name__: f for f in cli.VERBS}).parse_args([word for word in example.split() if not word.startswith("--config.")])
 
 
+@pytest.mark.parametrize("verb", ["doctor", "prepare", "retarget"])
+def test_help_says_that_a_hand_may_be_a_file(capsys, verb):
+  assert "--hand NAME|FILE" in run(capsys, verb, "--help")[1]
+
+
 def test_help_lists_every_verb(capsys):
   _, out, _ = run(capsys, "--help")
   assert all(verb in out for verb in VERBS)
@@ -67,11 +73,13 @@ def test_evaluate_view_and_report_on_a_run(capsys, tiny_run, shards, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(tiny_run, workdir)
   fields = [f"--config.validation.{name}" for name in ("draws=2", "times=2", "batch_size=4")]
-  code, _, err = run(capsys, "evaluate", DEBUG, f"--workdir={workdir}", *fields)
+  code, out, err = run(capsys, "evaluate", DEBUG, f"--workdir={workdir}", *fields)
   assert code == 0, err
   figures = json.loads((workdir / "validation.json").read_text())
   assert figures["points"] == 2
   assert figures["draws"] == 2
+  assert out.startswith(f"step {figures['step']}: 2 queries of {figures['episodes']} held-out episodes, 2 samples each\n")
+  assert f" times the error of holding still ({figures['hold_still_mse']:.3g}): " in out
   assert (workdir / "validation.png").read_bytes().startswith(b"\x89PNG")
   code, _, err = run(capsys, "report", f"--workdir={workdir}", f"--shards={shards}", f"--output={workdir}/report.html")
   assert code == 0, err
@@ -87,6 +95,18 @@ def test_evaluate_view_and_report_on_a_run(capsys, tiny_run, shards, tmp_path):
 
   with av.open(str(tmp_path / "v.mp4")) as container:
     assert sum(1 for _ in container.decode(video=0)) == 50
+
+
+def test_evaluate_says_how_many_times_a_baselines_error():
+  figures = {"step": 9, "points": 32, "episodes": 4, "draws": 2, "action_mse": 0.27567, "action_mse_one_sample": 0.31234}
+  figures |= {"hold_still_mse": 0.030974, "mean_chunk_mse": 0.5, "flow_loss": 1.23456}
+  assert evaluation.lines(figures) == [
+    "step 9: 32 queries of 4 held-out episodes, 2 samples each",
+    "policy: action MSE 0.276 (normalised, mean of the samples; one sample 0.312)",
+    "8.9 times the error of holding still (0.031): not better",
+    "0.551 times the error of the mean chunk of the training data (0.5): better",
+    "flow loss 1.23",
+  ]
 
 
 def test_simulated_recordings_travel_the_road(capsys, tmp_path):
@@ -135,6 +155,8 @@ def test_doctor_lists_what_to_leave_out_and_prepare_obeys(capsys, tmp_path):
   assert "left out 3 recordings by the list of exclusions" in out
   assert "kept 1 of 1 episodes" in out
   assert "doctor.json: exclude is 3" in fails(capsys, *prepare[:-1], f"--output={tmp_path}/b", f"--exclude={spoiled(tmp_path, found)}")
+  line = fails(capsys, *prepare[:-1], f"--output={tmp_path}/b", f"--exclude={tmp_path}/none.json")
+  assert line.endswith("none.json: no such file, expected the list of exclusions that `egoscale doctor --output` writes")
   assert "cannot be written" in fails(capsys, *doctor, f"--output={tmp_path}/none/doctor.json")
 
 
@@ -186,9 +208,20 @@ def test_train_mistakes_are_one_line(capsys, tmp_path, shards):
   assert "config.data.text_tokens: found 4" in line
 
 
+def test_a_work_directory_that_is_not_there_is_said_so(capsys, tmp_path, shards):
+  told = f"={tmp_path}/none: no such directory, expected a work directory of `egoscale train`"
+  assert f"--workdir{told}" in fails(capsys, "evaluate", DEBUG, f"--workdir={tmp_path}/none")
+  assert f"--checkpoint{told}" in fails(capsys, "serve", f"--checkpoint={tmp_path}/none")
+  for way in ("--web", f"--output={tmp_path}/v.png"):
+    assert f"--workdir{told}" in fails(capsys, "view", f"--input={shards}", way, f"--workdir={tmp_path}/none")
+
+
 def test_view_and_report_mistakes_are_one_line(capsys, tmp_path, shards, tiny_run):
   assert "expected .mp4 or .png" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.gif")
   assert "manifest.json: no such file" in fails(capsys, "view", f"--input={tmp_path}", f"--output={tmp_path}/v.png")
+  line = fails(capsys, "view", f"--input={tmp_path}/none", f"--output={tmp_path}/v.png")
+  assert f"--input={tmp_path}/none: no such directory" in line
+  assert "found a work directory, which is shown with --web" in fails(capsys, "view", f"--input={tiny_run}", f"--output={tmp_path}/v.png")
   assert "holds 6 episodes" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", "--episode=6")
   assert "config.json is missing" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", f"--workdir={tmp_path}")
   line = fails(capsys, "report", f"--workdir={tiny_run}", f"--shards={shards}", f"--output={tmp_path}/r.html")

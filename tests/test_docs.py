@@ -93,6 +93,7 @@ PLANNED_TOY = "configs/pretrain.py:debug --topology=v5p:2x2x1 --config.mesh.data
 # Of each task: what makes the inputs, what its words in capitals and what is too dear stand for, and what is there in the end.
 RUNS = {
   "My EgoDex folder": (egodex, {}, ("doctor.html", "hands.mp4", "runs/egodex/validation.png")),
+  "My EgoDex folder, fine-tuned": (egodex, {}, ("doctor.html", "runs/pretrained/checkpoints", "runs/tuned/validation.png")),
   "My LeRobot data": (lerobot, {"ROBOT": "testbot", "CAMERA": "head"}, ("doctor.html", "robot.mp4", "runs/robot/checkpoints")),
   "My hand": (
     my_hand,

@@ -3,11 +3,12 @@
 import av
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from test_cli import fails, run
 
 from egoscale_jax.errors import UserError
-from egoscale_jax.hands import alignment, files, hand, kinematics, retarget
+from egoscale_jax.hands import alignment, files, hand, keypoints, kinematics, retarget
 from egoscale_jax.sim import human, postures
 
 FRAMES = 40
@@ -112,7 +113,7 @@ def test_retarget_mistakes_are_one_line(capsys, recording, tmp_path):
     assert f"cannot be read as {suffix}" in fails(capsys, *flags(tmp_path / f"text{suffix}", out))
   np.savez(tmp_path / "other.npz", points=good)
   assert "expected an array `keypoints`, found points" in fails(capsys, *flags(tmp_path / "other.npz", out))
-  assert "expected [frames, 21, 3], found [40, 63]" in refused(good.reshape(FRAMES, 63))
+  assert refused(good.reshape(FRAMES, 63)).endswith(f"in.npy: keypoints: expected [frames, 21, 3] ({keypoints.ORDER}), found [40, 63]")
   assert "found int64, expected floats" in refused(np.zeros((4, 21, 3), np.int64))
   assert "another unit?" in refused(1000 * good)
   assert "no frames" in refused(good[:0])
@@ -123,6 +124,21 @@ def test_retarget_mistakes_are_one_line(capsys, recording, tmp_path):
   assert "ends in .npz" in fails(capsys, *flags(recording, tmp_path / "out.npy"))
   assert "in.txt/out.npz: cannot be written" in fails(capsys, *flags(recording, tmp_path / "in.txt" / "out.npz"))
   assert not [path for path in tmp_path.iterdir() if "out" in path.name or "partial" in path.name]
+
+
+def test_the_order_is_told_before_a_hand_is_looked_at(capsys, tmp_path):
+  np.save(tmp_path / "in.npy", np.zeros((4, 25, 3)))
+  assert "each base to tip), found [4, 25, 3]" in fails(capsys, *flags(tmp_path / "in.npy", tmp_path / "out.npz", hand="none.urdf"))
+  told = " ".join(run(capsys, "retarget", "--help")[1].split())
+  for text in (told, " ".join((ROOT / "docs" / "retargeting.md").read_text().split())):
+    assert keypoints.ORDER in text
+    assert "NaN = missing" in text
+
+
+def test_the_page_names_every_array_of_a_result(result):
+  page = (ROOT / "docs" / "retargeting.md").read_text()
+  with np.load(result) as arrays:
+    assert [name for name in arrays if f"`{name}`" not in page] == []
 
 
 def test_damaged_files_are_refused_or_read_but_never_a_traceback(recording, tmp_path):

@@ -1,4 +1,4 @@
-"""The parts of a build on Apache Beam: DirectRunner here, Dataflow, Flink or Spark with other options; `pip install egoscale_jax[beam]`.
+"""The parts of a build on Apache Beam: DirectRunner here, Dataflow, Flink or Spark with other options; `pip install -e '.[beam]'`.
 
 Each part is one element, so a worker that dies costs one part, and what comes out is what local processes write. All workers see the
 recordings and the output under the same paths, on a shared disk or a bucket that is mounted; or fetch and put back (data/bucket.py).
@@ -19,7 +19,7 @@ def run(parts: list[builder.Part], options: str, bucket: bucket_lib.Bucket | Non
     import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
-    raise UserError(f"--beam: apache_beam is not installed ({error}): pip install 'egoscale_jax[beam]'") from error
+    raise UserError(f"--beam: apache_beam is not installed ({error}): expected pip install -e '.[beam]' in the checkout") from error
   if not parts:
     return
   if bucket is not None:

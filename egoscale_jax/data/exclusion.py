@@ -68,7 +68,7 @@ def save(found, path):
 
 def load(path) -> frozenset[str]:
   """The ids to leave out."""
-  ids = jsonfile.read(path, VERSION, "list of exclusions").get("exclude")
+  ids = jsonfile.read(path, VERSION, "list of exclusions", "egoscale doctor --output", "check the recordings again").get("exclude")
   if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
     raise UserError(f"{path}: exclude is {ids!r:.60}, expected a list of ids")
   return frozenset(ids)

@@ -15,8 +15,7 @@ class Human:
 
   def __init__(self, keypoints_Fx21x3, hand, side, confidence_Fx21, min_confidence, scale):
     shape = getattr(keypoints_Fx21x3, "shape", None) or np.shape(keypoints_Fx21x3)
-    if len(shape) != 3 or tuple(shape[1:]) != (21, 3):
-      raise UserError(f"keypoints: expected [frames, 21, 3], found {list(shape)}")
+    check_shape(shape)
     if confidence_Fx21 is not None and np.shape(confidence_Fx21) != tuple(shape[:2]):
       raise UserError(f"confidence: expected {list(shape[:2])}, found {list(np.shape(confidence_Fx21))}")
     if hand.side != side:
@@ -74,6 +73,11 @@ class Targets:
 
   def read(self, start, stop, length):
     return _padded(self.hand, np.array(self._target_Fx21x3[start:stop], np.float64), length)
+
+
+def check_shape(shape):
+  if len(shape) != 3 or tuple(shape[1:]) != (21, 3):
+    raise UserError(f"keypoints: expected [frames, 21, 3] ({keypoints.ORDER}), found {list(shape)}")
 
 
 def chain_length(points_Px3, present=(True,) * 21):

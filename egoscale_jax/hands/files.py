@@ -72,6 +72,10 @@ def read(path):
   for name, array in (("keypoints", points), ("confidence", confidence)):
     if array is not None and array.dtype.kind != "f":
       raise UserError(f"{path}: {name}: found {array.dtype}, expected floats")
+  try:
+    alignment.check_shape(points.shape)  # before a hand is loaded, which prints what it found
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
   return points, confidence
 
 

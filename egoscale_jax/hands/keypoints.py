@@ -9,6 +9,7 @@ import numpy as np
 
 from egoscale_jax import geometry
 
+ORDER = "wrist, then thumb, index, middle, ring, little, each base to tip"  # for messages
 SIDES = ("left", "right")  # the order of every axis of two hands
 FINGERS = ("thumb", "index", "middle", "ring", "little")
 _JOINTS = {"thumb": ("cmc", "mcp", "ip", "tip")}

@@ -100,6 +100,10 @@ def open_footage(path, episode, source=None, columns="", image_size=512):
       raise UserError(f"--episode={episode}: {path} is one recording; the option is for a folder")
     recording = schema.Recording(id=path.stem, files=(str(path), str(path.with_suffix(".mp4"))))
     return footage_of_episode(egodex.read(recording, image_size))
+  if source is None and not path.is_dir():
+    raise UserError(f"--input={path}: no such directory, expected one of `egoscale prepare`")
+  if source is None and (path / "config.json").is_file():
+    raise UserError(f"--input={path}: found a work directory, which is shown with --web in place of --output; expected shards")
   found = from_shards(path) if source is None else prepare.find(source, path, columns)
   if not 0 <= episode < len(found):
     raise UserError(f"--episode={episode}: {path} holds {len(found)} episodes, counted from 0")

@@ -116,7 +116,7 @@ def _rerun():
 
     from egoscale_jax.view import page
   except ModuleNotFoundError as error:
-    raise UserError(f"{error.name}: not installed, expected pip install 'egoscale_jax[web]'") from error
+    raise UserError(f"{error.name}: not installed, expected pip install -e '.[web]' in the checkout") from error
   return rerun, page
 
 

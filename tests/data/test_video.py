@@ -240,7 +240,7 @@ def test_without_mediapipe_the_command_says_what_to_install(tmp_path, monkeypatc
   write(tmp_path, frames=3)
   assert cli.main(["doctor", "--source=video", f"--input={tmp_path}"]) == 0  # it goes on to other recordings
   assert "unreadable pour: mediapipe: cannot be imported" in capsys.readouterr().out
-  with pytest.raises(UserError, match=r"expected `pip install mediapipe`"):
+  with pytest.raises(UserError, match=r"expected pip install -e '\.\[video\]' in the checkout"):
     video.read(*video.find(tmp_path), 64)
 
 

@@ -293,7 +293,7 @@ def test_other_units_shapes_and_sides_are_refused_in_one_line():
   for factor in (1000.0, 100.0, 0.001):
     with pytest.raises(UserError, match=r"^keypoints: wrist to middle knuckle is .* metres: another unit\?$"):
       solve(points * factor)
-  with pytest.raises(UserError, match=r"expected \[frames, 21, 3\], found \[4, 25, 3\]"):
+  with pytest.raises(UserError, match=r"expected \[frames, 21, 3\] \(wrist, then thumb.*\), found \[4, 25, 3\]"):
     solve(np.zeros((4, 25, 3)))
   with pytest.raises(UserError, match=r"confidence: expected \[4, 21\], found \[3, 21\]"):
     solve(points, confidence_Fx21=np.ones((3, 21)))

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import http.client
+import re
 import socket
 import ssl
 import struct
@@ -16,6 +17,7 @@ import pytest
 import serving
 import simplejpeg
 import websockets
+from conftest import ROOT
 from websockets.sync import client as websockets_client
 
 from egoscale_jax.errors import UserError
@@ -113,6 +115,19 @@ def test_openpis_own_client(served):
     np.testing.assert_allclose(step["actions"], answer["actions"][k], atol=1e-5)
     assert step["joints"].shape == (2, 22)
   policy._ws.close()  # it has no close of its own
+
+
+@pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")  # as above
+def test_the_pages_snippets_run_as_they_stand(served, capsys):
+  serving.openpi_client()
+  blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "serve.md").read_text(), re.MULTILINE | re.DOTALL)
+  assert len(blocks) == 2
+  for block in blocks:
+    space = {}
+    exec(block.replace("8000", str(served.address.port)), space)
+    if "observation" in space:
+      space["policy"]._ws.close()
+  assert capsys.readouterr().out.splitlines()[0] == "(8, 2, 22)"
 
 
 def test_jpeg_and_any_size(served, connection):

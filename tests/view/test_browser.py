@@ -1,6 +1,6 @@
 """The page of `egoscale view --web` in a real browser: it opens, scrubs, shows both hands and a chunk, and talks to nobody else.
 
-  pip install 'egoscale_jax[web]' playwright; apt install chromium (or: playwright install chromium)
+  pip install -e '.[web]' playwright; apt install chromium (or: playwright install chromium)
   python -m pytest tests/view/test_browser.py -m slow
 
 rerun draws on one canvas, so that what is shown is told by pixels. SCREENSHOTS=DIR keeps the pictures.
@@ -45,7 +45,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def browser():
-  pytest.importorskip("rerun", reason="rerun-sdk is absent: pip install 'egoscale_jax[web]'")
+  pytest.importorskip("rerun", reason="rerun-sdk is absent: pip install -e '.[web]'")
   path = chromium()
   from playwright.sync_api import sync_playwright
 

@@ -9,6 +9,7 @@ import pytest
 from test_cli import fails
 from test_scene import F, a_scene
 
+from egoscale_jax.data import beam
 from egoscale_jax.data.findings import Finding
 from egoscale_jax.errors import UserError
 from egoscale_jax.view import timeline, web
@@ -16,7 +17,7 @@ from egoscale_jax.view import timeline, web
 
 @pytest.fixture
 def needs_rerun():
-  return pytest.importorskip("rerun", reason="rerun-sdk is absent: pip install 'egoscale_jax[web]'")
+  return pytest.importorskip("rerun", reason="rerun-sdk is absent: pip install -e '.[web]'")
 
 
 def test_every_kind_is_told_by_its_files(monkeypatch, tmp_path):
@@ -54,8 +55,14 @@ def test_mistakes_are_one_line(capsys, tmp_path, shards):
 
 
 def test_a_missing_package_is_one_line(capsys, monkeypatch, shards):
+  monkeypatch.delattr("egoscale_jax.serve.server", raising=False)
+  monkeypatch.setitem(sys.modules, "egoscale_jax.serve.server", None)
+  assert "not installed, expected pip install -e '.[serve]' in the checkout" in fails(capsys, "serve", f"--checkpoint={shards}")
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  with pytest.raises(UserError, match=r"expected pip install -e '\.\[beam\]' in the checkout"):
+    beam.run([], "")
   monkeypatch.setitem(sys.modules, "rerun", None)
-  assert "rerun: not installed, expected pip install 'egoscale_jax[web]'" in fails(capsys, "view", f"--input={shards}", "--web")
+  assert "rerun: not installed, expected pip install -e '.[web]' in the checkout" in fails(capsys, "view", f"--input={shards}", "--web")
 
 
 def test_an_address_that_cannot_be_had_is_one_line():

@@ -43,7 +43,8 @@ def _mediapipe():
     import mediapipe
     from mediapipe.tasks.python import vision
   except ImportError as error:
-    raise UserError(f"mediapipe: cannot be imported ({checks.one_line(error)}), expected `pip install mediapipe`") from error
+    told = checks.one_line(error)
+    raise UserError(f"mediapipe: cannot be imported ({told}), expected pip install -e '.[video]' in the checkout") from error
   return vision, lambda rgb: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
 
 
