@@ -44,12 +44,9 @@ def rollout(arguments):
     make_agent = functools.partial(rollout.baseline, arguments.baseline)
   else:
     from egoscale_jax import policy
-    from egoscale_jax.train import checkpoint
 
-    if arguments.workers > 1:  # each process opens the policy, on the same GPU: none may take its memory whole
-      os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    how = (arguments.execute, arguments.frozen, arguments.ramp, checkpoint.latest_step(arguments.checkpoint))
-    make_agent = functools.partial(policy.agent, arguments.checkpoint, arguments.embodiment or arguments.body, *how)
+    how = (arguments.execute, arguments.frozen, arguments.ramp)
+    make_agent = policy.maker(arguments.checkpoint, arguments.embodiment or arguments.body, *how, workers=arguments.workers)
   summary = rollout.run(make_agent, settings, arguments.output, arguments.workers)
   print("\n".join(rollout.table(summary)))
   print(f"wrote {arguments.output}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from egoscale_jax import geometry
 from egoscale_jax.data import actions, examples, spec, transforms
 from egoscale_jax.errors import UserError
 from egoscale_jax.models import augment, flow, vla
+from egoscale_jax.train import checkpoint
 from egoscale_jax.train import run as run_lib
 
 
@@ -204,6 +206,13 @@ class Predictor:
 
 def _black(size):
   return np.zeros((*size, 3), np.uint8)
+
+
+def maker(workdir, embodiment, execute, frozen=0, ramp=0, workers=1):
+  """-> `agent` for rollout.run in so many processes: of the newest checkpoint now, though the run may go on."""
+  if workers > 1:  # each process opens the policy, on the same GPU: none may take its memory whole
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  return functools.partial(agent, workdir, embodiment, execute, frozen, ramp, checkpoint.latest_step(workdir))
 
 
 def agent(workdir, embodiment, execute, frozen=0, ramp=0, step=None):
