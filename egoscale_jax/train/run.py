@@ -119,10 +119,9 @@ def start(config, workdir, devices=None):
 
 
 def _begin(config, workdir, devices):
-  """Writes tokenizer.json, statistics.json and, last, config.json: from then on it is a run."""
+  """Writes tokenizer.json (of `_tokenizer`), statistics.json and, last, config.json: from then on it is a run."""
   texts = sorted({e["text"] for path in _folders(config) for e in manifest.load(path)["episodes"] if "text" in e})
-  given = config.data.tokenizer
-  made = tokenizer.load(given) if given else tokenizer.build(texts, config.model.language.vocab)
+  made = _tokenizer(config, texts)
   stats = slots.of_run(config)
   run = make_run(config, made, stats, devices)
   for text in texts:
@@ -138,6 +137,27 @@ def _begin(config, workdir, devices):
     shutil.copytree(pathlib.Path(config.init_from) / REFERENCE, workdir / REFERENCE, dirs_exist_ok=True)
   (workdir / "shards.sha256").write_text(mixture.fingerprint(config), encoding="utf-8")
   checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
+
+
+def _tokenizer(config, texts):
+  """config.data.tokenizer; else that of config.init_from, whose embeddings know no other ids; else a small one of the texts."""
+  given = tokenizer.load(config.data.tokenizer) if config.data.tokenizer else None
+  if not config.init_from:
+    return given or tokenizer.build(texts, config.model.language.vocab)
+  read_config(config.init_from)  # an error where it is no work directory
+  path = pathlib.Path(config.init_from) / "tokenizer.json"
+  if not path.is_file():  # `egoscale convert` found none
+    if given is None:
+      raise UserError(f"config.data.tokenizer: empty, and {path} is missing; expected the one that its parameters were trained with")
+    return given
+  before = tokenizer.load(path)
+  mine, theirs = (found.get_vocab() for found in (before if given is None else given, before))
+  if mine != theirs:
+    raise UserError(
+      f"config.data.tokenizer={config.data.tokenizer}: found {len(mine)} tokens, {len(mine.items() - theirs.items())} of them not in"
+      f" {path} with the same id; expected its vocabulary of {len(theirs)}, or '' to take it"
+    )
+  return before if given is None else given
 
 
 def read_config(workdir):
