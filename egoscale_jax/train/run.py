@@ -101,14 +101,17 @@ def start(config, workdir, devices=None):
     weights_and_biases.load()
   told = dict(_flat(json.loads(config.to_json()), "config."))
   distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": mixture.fingerprint(config)})
-  if (workdir / "config.json").exists():
+  if distributed.from_first(lambda: int((workdir / "config.json").exists())):
     _check_resume(workdir, config)
-  elif distributed.is_first():
-    try:
-      workdir.mkdir(parents=True, exist_ok=True)
-      _begin(config, workdir, devices)
-    except OSError as error:
-      raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+  else:
+    if config.init_from:
+      _check_init_from(config)
+    if distributed.is_first():
+      try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _begin(config, workdir, devices)
+      except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
   distributed.wait_for_all("the work directory is there")
   if not (workdir / "config.json").exists():
     me = jax.process_index()
@@ -139,12 +142,22 @@ def _begin(config, workdir, devices):
   checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
+def _check_init_from(config):
+  """UserError where its parameters cannot be read or do not fit: told after config.json is there it would spoil the work directory.
+
+  By every process, since they find the newest sound checkpoint together.
+  """
+  read_config(config.init_from)  # an error where it is no work directory
+  step = checkpoint.latest_step(config.init_from)
+  found = {path: leaf for path, leaf in checkpoint.described(config.init_from, step).items() if path.startswith("params/")}
+  checkpoint.compare({"params": vla.param_shapes(vla.VLA(config.model))}, found, f"{config.init_from}/checkpoints/{step}")
+
+
 def _tokenizer(config, texts):
   """config.data.tokenizer; else that of config.init_from, whose embeddings know no other ids; else a small one of the texts."""
   given = tokenizer.load(config.data.tokenizer) if config.data.tokenizer else None
   if not config.init_from:
     return given or tokenizer.build(texts, config.model.language.vocab)
-  read_config(config.init_from)  # an error where it is no work directory
   path = pathlib.Path(config.init_from) / "tokenizer.json"
   if not path.is_file():  # `egoscale convert` found none
     if given is None:
