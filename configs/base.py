@@ -54,7 +54,7 @@ def get_config(mode=""):
   config.data.stride = 1  # frames between the steps of a chunk: 1 = every frame of the 30 Hz (paper section 2.2: 30 FPS)
   config.data.text_tokens = 48  # room for the instruction, its template included
   config.data.plain_text = False  # True: instructions in lower case without punctuation (N1.7)
-  config.data.tokenizer = ""  # a tokenizer.json; empty: a small one is built from the shards' own instructions
+  config.data.tokenizer = ""  # a tokenizer.json; empty: init_from's; without one, a small one of the shards' own instructions
   config.data.statistics = ""  # a run's statistics.json, for stages that share a normaliser; empty: made of the shards' own
   config.data.slots = dict(human=26)  # which adapter an embodiment uses; 26 is the EgoScale robot's and its human data's (N1.7)
   config.data.human_state = False  # True: the tracked hand pose of human video is its proprioception (N1.7), as robots always have theirs

@@ -61,7 +61,7 @@ def main(config, workdir, devices=None):
     profiler = stack.enter_context(profile.Profile(workdir, config.profile))
     figures, last = None, None  # `last`: metrics of the step before, fetched while this one runs, so that the host never waits
     is_due = lambda step, every: step % every == 0 or step == config.steps  # noqa: E731
-    if first_step and is_due(first_step, config.validate_every) and not log.validated():  # SIGTERM left no time for it
+    if first_step and is_due(first_step, config.validate_every) and not log.validated():  # saved, and ended before or in the middle of it
       if (figures := validate(state)) is None:
         raise Preempted(f"preempted at step {first_step}, nothing is lost: the same command goes on from there")
       log.validation(first_step, figures)
@@ -82,13 +82,15 @@ def main(config, workdir, devices=None):
       if save or check:
         log.step(step, *last)
         last = None
-      if check and not stop:  # before the save: a kill in between repeats it
-        if (figures := validate(state)) is None:
-          stop = save = True  # SIGTERM came in the middle of it
-        else:
-          log.validation(step, figures)
-      if save:
+      if save:  # before the validation, which may be long and of several processes hears no SIGTERM: the next start repeats what is missing
         checkpoints.save(step, state)
+      if check and not stop:
+        if (figures := validate(state)) is not None:
+          log.validation(step, figures)
+        else:  # SIGTERM came in the middle of it
+          stop = True
+          if not save:
+            checkpoints.save(step, state)
       checkpoints.poll()
       if stop:
         checkpoints.finish(step)

@@ -1,6 +1,7 @@
 """SIGTERM: the machine is being taken away. The step in progress is finished and saved, and the process says so by its exit code.
 
-One process: a flag that the handler sets. Several: JAX's own handler tells the others, and all stop after the same step.
+One process: a flag that the handler sets. Several: JAX's own handler tells the others, and all stop after the same step; in a validation,
+which has no steps, none of them hears it, so what is due is saved before it begins.
 """
 
 import signal

@@ -101,14 +101,17 @@ def start(config, workdir, devices=None):
     weights_and_biases.load()
   told = dict(_flat(json.loads(config.to_json()), "config."))
   distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": mixture.fingerprint(config)})
-  if (workdir / "config.json").exists():
+  if distributed.from_first(lambda: int((workdir / "config.json").exists())):
     _check_resume(workdir, config)
-  elif distributed.is_first():
-    try:
-      workdir.mkdir(parents=True, exist_ok=True)
-      _begin(config, workdir, devices)
-    except OSError as error:
-      raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+  else:
+    if config.init_from:
+      _check_init_from(config)
+    if distributed.is_first():
+      try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _begin(config, workdir, devices)
+      except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
   distributed.wait_for_all("the work directory is there")
   if not (workdir / "config.json").exists():
     me = jax.process_index()
@@ -119,10 +122,9 @@ def start(config, workdir, devices=None):
 
 
 def _begin(config, workdir, devices):
-  """Writes tokenizer.json, statistics.json and, last, config.json: from then on it is a run."""
+  """Writes tokenizer.json (of `_tokenizer`), statistics.json and, last, config.json: from then on it is a run."""
   texts = sorted({e["text"] for path in _folders(config) for e in manifest.load(path)["episodes"] if "text" in e})
-  given = config.data.tokenizer
-  made = tokenizer.load(given) if given else tokenizer.build(texts, config.model.language.vocab)
+  made = _tokenizer(config, texts)
   stats = slots.of_run(config)
   run = make_run(config, made, stats, devices)
   for text in texts:
@@ -138,6 +140,37 @@ def _begin(config, workdir, devices):
     shutil.copytree(pathlib.Path(config.init_from) / REFERENCE, workdir / REFERENCE, dirs_exist_ok=True)
   (workdir / "shards.sha256").write_text(mixture.fingerprint(config), encoding="utf-8")
   checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))
+
+
+def _check_init_from(config):
+  """UserError where its parameters cannot be read or do not fit: told after config.json is there it would spoil the work directory.
+
+  By every process, since they find the newest sound checkpoint together.
+  """
+  read_config(config.init_from)  # an error where it is no work directory
+  step = checkpoint.latest_step(config.init_from)
+  found = {path: leaf for path, leaf in checkpoint.described(config.init_from, step).items() if path.startswith("params/")}
+  checkpoint.compare({"params": vla.param_shapes(vla.VLA(config.model))}, found, f"{config.init_from}/checkpoints/{step}")
+
+
+def _tokenizer(config, texts):
+  """config.data.tokenizer; else that of config.init_from, whose embeddings know no other ids; else a small one of the texts."""
+  given = tokenizer.load(config.data.tokenizer) if config.data.tokenizer else None
+  if not config.init_from:
+    return given or tokenizer.build(texts, config.model.language.vocab)
+  path = pathlib.Path(config.init_from) / "tokenizer.json"
+  if not path.is_file():  # `egoscale convert` found none
+    if given is None:
+      raise UserError(f"config.data.tokenizer: empty, and {path} is missing; expected the one that its parameters were trained with")
+    return given
+  before = tokenizer.load(path)
+  mine, theirs = (found.get_vocab() for found in (before if given is None else given, before))
+  if mine != theirs:
+    raise UserError(
+      f"config.data.tokenizer={config.data.tokenizer}: found {len(mine)} tokens, {len(mine.items() - theirs.items())} of them not in"
+      f" {path} with the same id; expected its vocabulary of {len(theirs)}, or '' to take it"
+    )
+  return before if given is None else given
 
 
 def read_config(workdir):

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -18,6 +22,12 @@ from egoscale_jax.train import checkpoint, main, run, sharding
 def losses(workdir):
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
+
+
+def untimed(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  times = ("seconds", "examples_per_second", "step_seconds", "data_wait", "goodput")
+  return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +56,34 @@ def test_killed_run_continues_bit_for_bit(shards, tiny_run, killed, tmp_path):
   assert sorted(expected) == list(range(1, 25))
   assert losses(workdir) == expected
   assert len(set(expected.values())) == 24, "every step has its own numbers"
+
+
+KILLED_IN_VALIDATION = """
+import os, pathlib, signal, sys, time
+from egoscale_jax import cli
+from egoscale_jax.evaluate import validation
+
+def run(*_, **__):
+  for _ in range(600):
+    if (pathlib.Path(sys.argv[2].removeprefix("--workdir=")) / "checkpoints" / "24").is_dir():
+      os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+
+validation.Validation.run = run
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_step_is_saved_before_its_validation_which_a_kill_only_puts_off(shards, tiny_run, killed, tmp_path):
+  """metrics.jsonl then has the lines of a run that was not killed, each once and in the same order, but for the times."""
+  workdir = shutil.copytree(killed, tmp_path / "again")
+  command = [sys.executable, "-c", KILLED_IN_VALIDATION, "train", f"--workdir={workdir}", *tiny.flags(shards, tiny.RUN)]
+  done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "error"}, check=False)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  figures = main.main(tiny.config(shards, **tiny.RUN), workdir, jax.devices()[:1])
+  assert figures["points"] > 0
+  assert figures == untimed(workdir)[-1]["validation"]
+  assert untimed(workdir) == untimed(tiny_run)
 
 
 @pytest.mark.parametrize(
