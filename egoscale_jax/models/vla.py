@@ -178,7 +178,7 @@ def loss_sum(model, params, batch, seed, draws, train=True):
 
 
 def sample(model, params, features, batch, noise_BxTxA, steps, known_BxTxA=None, keep_BxT=None):
-  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; masked dimensions stay as the noise left them.
+  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; what stands in masked dimensions is of no use.
 
   Real-time chunking: `known` = what is being executed, keep = 1 for the steps that are certain, falling to 0 (flow.euler). A model that was
   trained with config.model.flow.prefix reads the certain steps as they are, at t = 1.

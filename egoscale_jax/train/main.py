@@ -16,7 +16,7 @@ from egoscale_jax.data import pipeline
 from egoscale_jax.errors import Preempted
 from egoscale_jax.evaluate import validation
 from egoscale_jax.models import vla
-from egoscale_jax.train import checkpoint, distributed, metrics, preemption, profile, sharding
+from egoscale_jax.train import checkpoint, distributed, lock, metrics, preemption, profile, sharding
 from egoscale_jax.train import run as run_lib
 from egoscale_jax.train import step as step_lib
 
@@ -26,6 +26,8 @@ def main(config, workdir, devices=None):
   workdir, say = pathlib.Path(workdir), distributed.say
   with contextlib.ExitStack() as stack:
     preempted = stack.enter_context(preemption.Preemption())
+    run_lib.agree(config, workdir)
+    stack.enter_context(lock.alone(workdir))
     run = run_lib.start(config, workdir, devices)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.state_shapes.params))
     say(f"{parameters / 1e6:.1f} M parameters, {run.mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}")

@@ -2,7 +2,7 @@
 
 ```
 workdir/config.json tokenizer.json statistics.json shards.sha256 hands/ metrics.jsonl checkpoints/STEP/ checksums/STEP.json
-        started.json tensorboard/ profile/ damaged/STEP/
+        started.json tensorboard/ profile/ damaged/STEP/ lock
 ```
 """
 
@@ -90,17 +90,21 @@ def make_prompt(config, text_tokenizer=None):
   )
 
 
+def agree(config, workdir):
+  """Before anything is written: the data are there, the packages too, and all processes have the same config, work directory and data."""
+  mixture.folders(config)  # an error where there are none
+  if config.wandb and distributed.is_first():
+    weights_and_biases.load()
+  told = dict(_flat(json.loads(config.to_json()), "config."))
+  distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": mixture.fingerprint(config)})
+
+
 def start(config, workdir, devices=None):
   """Makes or continues a work directory -> Run. The tokenizer and the statistics are fixed at the first start.
 
   Process 0 makes it; the others find it there.
   """
   workdir = pathlib.Path(workdir)
-  mixture.folders(config)  # an error where there are none
-  if config.wandb and distributed.is_first():
-    weights_and_biases.load()
-  told = dict(_flat(json.loads(config.to_json()), "config."))
-  distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": mixture.fingerprint(config)})
   if distributed.from_first(lambda: int((workdir / "config.json").exists())):
     _check_resume(workdir, config)
   else:

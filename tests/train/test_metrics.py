@@ -14,7 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from egoscale_jax.data import pipeline
 from egoscale_jax.errors import UserError
-from egoscale_jax.train import chips, metrics, profile, run
+from egoscale_jax.train import chips, main, metrics, profile
 
 INFO = pipeline.Info(8, ())
 
@@ -166,5 +166,5 @@ def test_weights_and_biases_has_the_same_numbers_and_goes_on_as_the_same_run(tmp
 def test_weights_and_biases_without_the_package_is_refused_before_anything_is_made(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(UserError, match=r"config.wandb: needs the package wandb.*pip install wandb"):
-    run.start(tiny.config(tmp_path, wandb="egoscale"), tmp_path / "run")
+    main.main(tiny.config(tmp_path, wandb="egoscale"), tmp_path / "run")
   assert not (tmp_path / "run").exists()
