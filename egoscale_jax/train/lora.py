@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from egoscale_jax.errors import UserError
+from egoscale_jax.train import optim
 from egoscale_jax.train.sharding import path_name
 
 
 def init(params, patterns, rank, seed):
   """-> tree like `params`: {"a": [..., in, rank], "b": [..., rank, out]} at the kernels whose path matches, None elsewhere. b is zero."""
   leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+  optim.check_patterns("config.lora.paths", patterns)
   for pattern in patterns:
     if not any(re.fullmatch(pattern, name) and name.endswith("/kernel") for name, _ in leaves):
       example = next(name for name, _ in leaves if name.endswith("/kernel"))

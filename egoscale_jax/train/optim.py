@@ -21,6 +21,7 @@ def schedule(config):
 
 def make_optimizer(config):
   o = config.optim
+  check_rates(o.rates)
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
     optax.adamw(schedule(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=is_matrix),
@@ -47,6 +48,15 @@ def check_rates(rates):
   for pair in rates:
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float) and pair[1] > 0):
       raise UserError(f'config.optim.rates: found {pair!r}, expected pairs of a pattern and a factor above 0, as ("vision/.*", 0.1)')
+  check_patterns("config.optim.rates", [pattern for pattern, _ in rates])
+
+
+def check_patterns(field, patterns):
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(f"{field}: found {pattern!r}, expected a regular expression: {error}") from error
 
 
 def learned_name(path):
@@ -70,6 +80,7 @@ def is_matrix(params):
 def trainable(params, patterns):
   """Tree of bool: does a parameter's path match one of config.train_parts? A pattern that matches nothing is a UserError."""
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  check_patterns("config.train_parts", patterns)
   for pattern in patterns:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise UserError(f"config.train_parts: {pattern!r} matches no parameter, expected a path such as {names[0]!r}")

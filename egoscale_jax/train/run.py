@@ -9,6 +9,7 @@ workdir/config.json tokenizer.json statistics.json shards.sha256 hands/ metrics.
 import dataclasses
 import functools
 import json
+import operator
 import pathlib
 import re
 import shutil
@@ -21,7 +22,7 @@ from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand as hand_lib
 from egoscale_jax.hands import keypoints
 from egoscale_jax.models import vla
-from egoscale_jax.train import checkpoint, distributed, optim, sharding, weights_and_biases
+from egoscale_jax.train import checkpoint, distributed, sharding, weights_and_biases
 from egoscale_jax.train import step as step_lib
 
 # What may differ when a run goes on: nothing that changes a number of it, but for the last three, which change the order of sums.
@@ -30,6 +31,7 @@ FREE_ON_RESUME += ("skip_limit", "profile", "wandb", "mesh", "model.attention", 
 HANDS = "hands"  # in a work directory: the descriptions of the hands that its labels and its actions are of
 REFERENCE = "reference"  # in a work directory: the small files of the checkpoint that its parameters came from (convert.py)
 POSITIVE = ("batch_size", "steps", "accumulate", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
+POSITIVE += ("validation.batch_size", "validation.draws", "model.flow.steps")
 FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch_bytes", "cache_bytes", "unreadable", "shards")
 
 
@@ -59,22 +61,26 @@ class Run:
 
 def make_run(config, text_tokenizer, stats, devices=None):
   """Config, tokenizer and statistics -> Run: shapes and shardings by jax.eval_shape."""
-  for name in POSITIVE:
-    if config[name] < 1:
-      raise UserError(f"config.{name}: found {config[name]}, expected at least 1")
-  if not 0 <= config.ema < 1:
-    raise UserError(f"config.ema: found {config.ema}, expected from 0 to less than 1")
-  if config.skip_limit < 0:
-    raise UserError(f"config.skip_limit: found {config.skip_limit}, expected at least 0")
-  if config.profile and not (len(config.profile) == 2 and 1 <= config.profile[0] <= config.profile[1]):
-    raise UserError(f"config.profile: found {config.profile}, expected (first, last) step, or ()")
-  optim.check_rates(config.optim.rates)
+  _check(config)
   prompt = make_prompt(config, text_tokenizer)
   prompt.check(config.model)
   mesh = sharding.make_mesh(config, devices)
   model = vla.VLA(config.model, mesh.abstract_mesh)
   shapes = jax.eval_shape(lambda batch: step_lib.init_state(model, config, batch), spec.batch_shapes(config, prompt.length))
   return Run(config, prompt, stats, model, mesh, shapes, sharding.state_shardings(shapes, mesh))
+
+
+def _check(config):
+  for name in POSITIVE:
+    if (found := functools.reduce(operator.getitem, name.split("."), config)) < 1:
+      raise UserError(f"config.{name}: found {found}, expected at least 1")
+  if not 0 <= config.ema < 1:
+    raise UserError(f"config.ema: found {config.ema}, expected from 0 to less than 1")
+  if config.skip_limit < 0:
+    raise UserError(f"config.skip_limit: found {config.skip_limit}, expected at least 0")
+  steps = config.profile
+  if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps) and 1 <= steps[0] <= steps[1]):
+    raise UserError(f"config.profile: found {steps}, expected (first, last) step, or ()")
 
 
 def make_prompt(config, text_tokenizer=None):
@@ -245,6 +251,12 @@ def _flat(config, prefix=""):
 
 def _check_resume(workdir, config):
   """A run goes on only with the config that it began with, but for what changes no number."""
+  begun = workdir / "shards.sha256"
+  if not begun.is_file():  # of `egoscale convert`, or contents.take_parameters
+    raise UserError(
+      f"--workdir={workdir}: {begun.name} is missing, so it has parameters alone, from which no run goes on; expected a new --workdir with"
+      f" --config.init_from={workdir}"
+    )
   old = dict(_flat(json.loads((workdir / "config.json").read_text(encoding="utf-8"))))
   new = dict(_flat(json.loads(config.to_json())))
   free = (*FREE_ON_RESUME, *(f"data.{name}" for name in FREE_DATA_ON_RESUME))
@@ -257,6 +269,6 @@ def _check_resume(workdir, config):
   ]
   if changed:
     raise UserError(f"--workdir={workdir} holds another run: {'; '.join(changed[:3])}; take a new --workdir")
-  if mixture.fingerprint(config) != (workdir / "shards.sha256").read_text(encoding="utf-8"):
+  if mixture.fingerprint(config) != begun.read_text(encoding="utf-8"):
     told = ", ".join(_folders(config))
     raise UserError(f"config.data.shards={told}: holds other data than the run of {workdir} began with; take a new --workdir")

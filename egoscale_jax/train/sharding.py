@@ -39,9 +39,9 @@ def make_mesh(config, devices=None):
   """config.mesh = {axis: size, one of them -1 for all that is left} -> Mesh."""
   devices = jax.devices() if devices is None else devices
   sizes = [config.mesh[axis] for axis in AXES]
-  if any(size < 1 and size != -1 for size in sizes):
-    raise UserError(f"config.mesh: found {dict(zip(AXES, sizes))}, expected sizes from 1, or -1 for all that is left")
-  if sizes.count(-1) == 1:
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise UserError(f"config.mesh: found {dict(zip(AXES, sizes))}, expected sizes from 1, or of one of them -1 for all that is left")
+  if -1 in sizes:
     rest = int(np.prod([size for size in sizes if size != -1]))
     sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
   if int(np.prod(sizes)) != len(devices):

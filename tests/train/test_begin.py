@@ -9,7 +9,7 @@ import tiny
 
 from egoscale_jax.data import tokenizer
 from egoscale_jax.errors import UserError
-from egoscale_jax.train import main, run
+from egoscale_jax.train import contents, main, run
 
 
 def begin(workdir, shards, **overrides):
@@ -74,3 +74,14 @@ def test_a_command_with_a_wrong_init_from_leaves_no_begun_run(shards, tiny_run, 
       main.main(tiny.config(shards, **{**tiny.RUN, "validation.episodes": 0, **fields}), tmp_path / "run", jax.devices()[:1])
     assert not (tmp_path / "run" / "config.json").exists()
   begin(tmp_path / "run", shards, init_from=str(tiny_run))
+
+
+def test_no_run_goes_on_from_parameters_alone(shards, tiny_run, tmp_path):
+  """As contents.take_parameters and `egoscale convert` leave them."""
+  alone = tmp_path / "alone"
+  contents.take_parameters(tiny_run, alone)
+  with pytest.raises(
+    UserError, match=rf"^--workdir={alone}: shards.sha256 is missing.*expected a new --workdir with --config.init_from={alone}$"
+  ):
+    main.main(tiny.config(shards, **tiny.RUN), alone, jax.devices()[:1])
+  begin(tmp_path / "next", shards, init_from=str(alone))

@@ -132,6 +132,26 @@ MISTAKES = [
     "config.batch_size: found 16, expected a multiple of data x fsdp x config.accumulate = 8 x 4",
   ),
   ({"batch_size": 8, "train_parts": "('visoin/.*',)"}, "config.train_parts: 'visoin/.*' matches no parameter"),
+  (
+    {"mesh.data": -1, "mesh.fsdp": -1},
+    "config.mesh: found {'data': -1, 'fsdp': -1, 'tensor': 1}, expected sizes from 1, or of one of them -1",
+  ),
+  (
+    {"batch_size": 8, "train_parts": "('*expert',)"},
+    "config.train_parts: found '*expert', expected a regular expression: nothing to repeat",
+  ),
+  (
+    {"batch_size": 8, "optim.rates": "(('*expert', 0.1),)"},
+    "config.optim.rates: found '*expert', expected a regular expression: nothing to repeat",
+  ),
+  (
+    {"batch_size": 8, "lora.rank": 2, "lora.paths": "('expert/(',)"},
+    "config.lora.paths: found 'expert/(', expected a regular expression: missing )",
+  ),
+  ({"validation.batch_size": 0}, "config.validation.batch_size: found 0, expected at least 1"),
+  ({"validation.draws": 0}, "config.validation.draws: found 0, expected at least 1"),
+  ({"model.flow.steps": 0}, "config.model.flow.steps: found 0, expected at least 1"),
+  ({"profile": "(1, 'a')"}, "config.profile: found (1, 'a'), expected (first, last) step, or ()"),
   ({"batch_size": 8, "init_from": "nowhere"}, "nowhere: config.json is missing, expected a work directory of `egoscale train`"),
 ]
 
