@@ -92,8 +92,8 @@ class Metrics:
       self.writer.write({"step": step, "validation": figures}, tell=True)
       if figures["points"]:
         self.bar.write(
-          f"step {step}/{self.steps}  validation: action MSE {figures['action_mse']:.4f}, {figures['share_of_better_baseline']:.2f} of the"
-          f" better baseline's; flow loss {figures['flow_loss']:.4f}"
+          f"step {step}/{self.steps}  validation: action MSE {figures['action_mse']:.4f}, {figures['share_of_better_baseline']:.2f} times"
+          f" the better baseline's; flow loss {figures['flow_loss']:.4f}"
         )
     self._begin()
 
