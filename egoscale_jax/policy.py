@@ -105,8 +105,9 @@ class Policy:
     unlearnt_A = ~slot.normalizer.learnt_A
     action_TxA[:, unlearnt_A] = slot.normalizer.rest_A[unlearnt_A]
     pose, joints = actions.split_chunk(action_TxA, len(names))
-    told_Tx2 = np.isfinite(pose).all(axis=(-2, -1))
-    return Chunk(np.where(told_Tx2[..., None, None], pose, np.eye(4, dtype=pose.dtype)), joints, names)
+    # By what was observed and not by what is finite: a NaN of the model's own must not look like a hand that rests.
+    moves_2 = slot.normalizer.observed_A.reshape(2, -1)[:, : actions.WRIST_DIM].all(axis=-1)
+    return Chunk(np.where(moves_2[:, None, None], pose, np.eye(4, dtype=pose.dtype)), joints, names)
 
   def _check(self, request, slot):
     images, state, data = request.images, request.state, self.config.data

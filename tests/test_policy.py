@@ -93,6 +93,8 @@ def test_a_hand_that_was_never_seen_stays_where_it_is(policy, monkeypatch):
   assert np.isnan(chunk.joints_Tx2xJ[:, 0]).all()
   assert np.isfinite(chunk.joints_Tx2xJ[:, 1]).all()
   assert np.ptp(chunk.T_start_wrist_Tx2x4x4[:, 1], axis=0).max() > 0
+  broken = policy.chunk(Request([], "Pour tea."), np.full_like(action, np.nan))
+  assert np.isnan(broken.T_start_wrist_Tx2x4x4[:, 1, :3, 3]).all(), "a model that fails is not a hand that rests"
 
 
 def test_several_requests_are_what_each_is_alone(policy):

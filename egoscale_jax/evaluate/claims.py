@@ -16,6 +16,12 @@ from egoscale_jax.evaluate.laws import DRAWS, LEVEL
 
 LEAST = 4  # checkpoints for a correlation
 ENOUGH = 10  # those that the claim asks for
+ABLATION = {
+  "claim": "action representation: joints, fingertips, wrist only",
+  "aim": "in this order",
+  "measured": "not built",
+  "holds": None,
+}
 # The aims, in points of success and as shares; a miss is a result too.
 GAIN, GAIN_FEWER_JOINTS, SHOT_WITH, SHOT_WITHOUT, RANK = 0.40, 0.30, 0.50, 0.20, 0.9
 
@@ -134,8 +140,7 @@ def verdicts(told, config) -> list[dict]:
       entry["measured"] = f"{_share(most)};\n{_share(least)}"
       entry["holds"] = most["success"] >= SHOT_WITH and least["success"] < SHOT_WITHOUT
     found.append(entry)
-  ablation = {"claim": "action representation: joints, fingertips, wrist only", "aim": "in this order", "measured": "not built"}
-  return [*found, _rank(ladder(told)), _controls(told), ablation | {"holds": None}]
+  return [*found, _rank(ladder(told)), _controls(told), ABLATION]
 
 
 def points(found) -> str:
