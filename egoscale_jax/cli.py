@@ -12,6 +12,7 @@ import sys
 from absl import logging
 
 from egoscale_jax import arguments as arguments_lib
+from egoscale_jax import zen4
 from egoscale_jax.errors import EXIT_PREEMPTED, Preempted, UserError, check_workdir
 
 
@@ -30,9 +31,7 @@ def record(arguments):
   many, how = (arguments.episodes, arguments.takes), (arguments.image_size, arguments.aligned, arguments.clean)
   plan = recorders.Plan(arguments.body, names, arguments.split, arguments.seed, *many, *how)
   written, first, left_out = recorders.record_all(arguments.output, plan, arguments.workers)
-  print(
-    f"wrote {written} recordings to {arguments.output}; the expert's first take succeeded in {first}; left out {left_out} without success"
-  )
+  print(f"wrote {written} recordings to {arguments.output}; the expert's first take succeeded in {first}; left out {left_out} failures")
 
 
 def rollout(arguments):
@@ -270,6 +269,7 @@ VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, conve
 
 def main(argv=None):
   logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell much that is no concern of the person at the keyboard
+  zen4.sort_by_avx2()
   argv = sys.argv[1:] if argv is None else argv
   overrides = [a for a in argv if a.startswith("--config.")]
   arguments = arguments_lib.parser({f.__name__: f for f in VERBS}).parse_args([a for a in argv if not a.startswith("--config.")])

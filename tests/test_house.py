@@ -16,6 +16,7 @@ PACKAGE = ROOT / "egoscale_jax"
 # Low to high. A room may import its own files and those of rooms further left.
 ROOMS = (
   "errors",
+  "zen4",
   "progress",
   "geometry",
   "hands",

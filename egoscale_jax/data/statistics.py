@@ -13,21 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from egoscale_jax.data import actions, jsonfile, schema, spec
+from egoscale_jax.data import actions, jsonfile, schema, wrist_pairs
 from egoscale_jax.data.sketch import Sketch
 from egoscale_jax.errors import UserError
 
-VERSION = 2  # of statistics.json and of an Accumulator's bytes
-LAGS = spec.TAIL_FRAMES
-# Up to this many frames every pair of frames counts, past it those with an odd target (counted in its episode) are dropped for good: half
-# the time, and at so many frames they move no quantile by 0.1 % in rank. Neither half of the rule knows an order, so parts merge.
-ALL_PAIRS_FRAMES = 1_000_000
+VERSION = 3  # of statistics.json and of an Accumulator's bytes
+LAGS = wrist_pairs.LAGS
 _FLOOR = 1e-3  # the least width of a range, metres or radians: a dimension that hardly moves would be blown up to noise
 _CONSTANT = 1e-6  # metres, radians: float32 poses within 10 m of their origin are no finer
 _WRIST_NAMES = ("x", "y", "z", "r00", "r01", "r02", "r10", "r11", "r12")
 _TABLES = ("mean", "std", "q01", "q99", "min", "max", "count")
 _MAGIC = b"egoscale statistics %d\n" % VERSION
-_BLOCK = 512  # targets a pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +141,7 @@ class Accumulator:
     self.hand, self.joint_names = hand, tuple(tuple(names) for names in joint_names)
     self._joints = Sketch(2, len(self.joint_names[0]))
     self._frames = 0
-    # Of even targets and of odd ones, None past ALL_PAIRS_FRAMES; group LAGS * side + lag - 1.
-    self._wrists = [Sketch(2 * LAGS, actions.WRIST_DIM), Sketch(2 * LAGS, actions.WRIST_DIM)]
+    self._wrists = [Sketch(2 * LAGS, actions.WRIST_DIM) for _ in wrist_pairs.LANES]  # None: dropped; group LAGS * side + lag - 1
 
   def add(self, labels: schema.Labels):
     """Every frame is the start of a chunk; joints count at every frame that a chunk can reach, so not at the first."""
@@ -155,10 +150,11 @@ class Accumulator:
       valid_F = labels.valid_Fx2[:, side]
       self._joints.add(side, labels.joints_Fx2xJ[1:, side][valid_F[1:]].T)
       valid_F = valid_F & np.isfinite(labels.T_world_wrist_Fx2x4x4[:, side]).all(axis=(1, 2))  # a robot may tell its joints alone
-      for parity, sketch in enumerate(self._wrists):
-        if sketch is not None and valid_F.any():
-          target_N = np.arange(2 - parity, len(valid_F), 2)
-          _add_wrists(sketch, LAGS * side, labels.T_world_wrist_Fx2x4x4[:, side], valid_F, target_N)
+      if valid_F.any():
+        pose_12xF = wrist_pairs.padded(labels.T_world_wrist_Fx2x4x4[:, side])
+        for sketch, lane in zip(self._wrists, wrist_pairs.LANES):
+          for pairs in lane if sketch is not None else ():
+            wrist_pairs.add(sketch, LAGS * side, pose_12xF, np.pad(valid_F, (LAGS, 0)), *pairs)
 
   def merge(self, other: "Accumulator"):
     """Takes in all that `other` holds; UserError where it is of another hand."""
@@ -173,7 +169,7 @@ class Accumulator:
 
   def _grow(self, frames):
     self._frames += frames
-    if self._frames > ALL_PAIRS_FRAMES:
+    if self._frames > wrist_pairs.ALL_PAIRS_FRAMES:
       self._wrists[1] = None
 
   def to_bytes(self) -> bytes:
@@ -236,35 +232,6 @@ def merged(accumulators: Sequence[Accumulator]) -> Statistics:
   for accumulator in accumulators:
     whole.merge(accumulator)
   return whole.finish()
-
-
-def _add_wrists(sketch, group, T_world_wrist_Fx4x4, valid_F, target_N):
-  """The wrist at each target seen from `lag` frames before, as in actions.py, to the groups from `group` on: one a lag."""
-  pose_12xF = np.pad(T_world_wrist_Fx4x4[:, :3].reshape(-1, 12).T.astype(np.float32), ((0, 0), (LAGS, 0)))  # frame t is at t + LAGS
-  valid_F = np.pad(valid_F, (LAGS, 0))
-  for block in range(0, len(target_N), _BLOCK):
-    target_n = target_N[block : block + _BLOCK] + LAGS
-    start_Lxn = target_n - np.arange(1, LAGS + 1)[:, None]
-    wrist_Lx9xn = _relative(pose_12xF[:, start_Lxn].reshape(3, 4, LAGS, -1), pose_12xF[:, target_n].reshape(3, 4, -1))
-    both_Lxn = valid_F[target_n] & valid_F[start_Lxn]
-    for lag, (rows_9xn, both_n) in enumerate(zip(wrist_Lx9xn, both_Lxn)):
-      sketch.add(group + lag, rows_9xn if both_n.all() else rows_9xn.compress(both_n, axis=1))
-
-
-def _relative(start_3x4xLxN, end_3x4xN):
-  """inverse(T_world_start) @ T_world_end -> [L, 9, N].
-
-  Entry by entry over all lags and targets at once: numpy's product of small matrices takes five times as long, one einsum for all entries
-  1.2 times.
-  """
-  moved_3xLxN = end_3x4xN[:, None, 3] - start_3x4xLxN[:, 3]
-  wrist_Lx9xN = np.empty((LAGS, actions.WRIST_DIM, moved_3xLxN.shape[-1]), np.float32)
-  for i in range(3):  # row i is column i of the start's rotation times ...
-    np.einsum("kln,kln->ln", start_3x4xLxN[:, i], moved_3xLxN, out=wrist_Lx9xN[:, i])
-  for i in range(2):  # the rows of geometry.so3_to_rot6d
-    for j in range(3):
-      np.einsum("kln,kn->ln", start_3x4xLxN[:, i], end_3x4xN[:, j], out=wrist_Lx9xN[:, 3 + 3 * i + j])
-  return wrist_Lx9xN
 
 
 def _quantiles(wrists, joints, ranks):

@@ -8,7 +8,7 @@ import pytest
 import recordings
 
 from egoscale_jax import geometry
-from egoscale_jax.data import actions, schema, statistics
+from egoscale_jax.data import actions, schema, statistics, wrist_pairs
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
 
@@ -112,7 +112,7 @@ def test_equals_plain_numpy_over_all_chunks(stats, lag):
 
 
 def test_long_episodes_are_seen_across_the_passes(monkeypatch, stats):
-  monkeypatch.setattr(statistics, "_BLOCK", 7)
+  monkeypatch.setattr(wrist_pairs, "_BLOCK", 7)
   for field in dataclasses.fields(stats):
     np.testing.assert_array_equal(getattr(accumulate(EPISODES).finish(), field.name), getattr(stats, field.name))
 
@@ -147,12 +147,13 @@ def test_the_order_of_merging_moves_quantiles_by_less_than_a_thousandth_in_rank_
     assert abs(ranks[0] - ranks[1]) < 1e-3
 
 
-def test_much_data_counts_even_targets_alone_whatever_the_order(monkeypatch):
-  monkeypatch.setattr(statistics, "ALL_PAIRS_FRAMES", 100)
+def test_much_data_counts_every_other_target_of_short_lags_and_every_eighth_of_long_ones_whatever_the_order(monkeypatch):
+  monkeypatch.setattr(wrist_pairs, "ALL_PAIRS_FRAMES", 100)
   for order in (EPISODES, EPISODES[::-1]):
     stats = accumulate(order).finish()
-    for lag in (1, 8, 63):
-      whole = np.concatenate([reference([labels], lag)[lag % 2 :: 2] for labels in order])  # start + lag is even
+    for lag in (1, 8, 16, 17, 63):
+      step = 2 if lag <= 16 else 8
+      whole = np.concatenate([reference([labels], lag)[-lag % step :: step] for labels in order])  # start + lag is a multiple
       np.testing.assert_array_equal(stats.count_LxA[lag - 1, ~JOINTS], np.isfinite(whole).sum(axis=0)[~JOINTS])
       np.testing.assert_allclose(stats.q99_LxA[lag - 1, ~JOINTS], np.nanquantile(whole, 0.99, axis=0)[~JOINTS], atol=1e-6)
     one, two = accumulate(order[:2]), accumulate(order[2:])
@@ -208,8 +209,8 @@ def test_damaged_bytes_are_one_line_that_names_the_file():
   for content in damaged:
     with pytest.raises(UserError, match=r"^parts/7\.bin: [^\n]*; prepare the data again$"):
       statistics.Accumulator.from_bytes(content, "parts/7.bin")
-  with pytest.raises(UserError, match="of version 2"):
-    statistics.Accumulator.from_bytes(data.replace(b"statistics 2", b"statistics 3", 1), "part")
+  with pytest.raises(UserError, match="of version 3"):
+    statistics.Accumulator.from_bytes(data.replace(b"statistics 3", b"statistics 2", 1), "part")
 
 
 def test_only_the_same_hand_merges():
@@ -269,7 +270,7 @@ def test_load_refuses_what_is_not_ours(tmp_path):
   path = tmp_path / "s.json"
   with pytest.raises(UserError, match="no such file"):
     statistics.load(path)
-  for content, cause in (("{", "not JSON"), (json.dumps({"version": 1}), "version 2"), ("[]", "version 2")):
+  for content, cause in (("{", "not JSON"), (json.dumps({"version": 1}), "version 3"), ("[]", "version 3")):
     path.write_text(content)
     with pytest.raises(UserError, match=cause):
       statistics.load(path)
