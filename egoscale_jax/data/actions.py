@@ -24,15 +24,8 @@ def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
   valid (a robot whose recording tells joints alone) masks its own nine numbers.
   """
   rows, steps = len(joints_BxTx2xJ), joints_BxTx2xJ.shape[1] - 1
-  start_Bx2x4x4 = T_world_wrist_BxTx2x4x4[:, 0]
-  # One product of [3, 3] with [3, 4 * T] a row and hand, not T of them: numpy's own cost is by the product.
-  pose_Bx2x3xTx4 = T_world_wrist_BxTx2x4x4[:, 1:, :, :3].transpose(0, 2, 3, 1, 4).copy()
-  pose_Bx2x3xTx4[..., 3] -= start_Bx2x4x4[:, :, :3, None, 3]
-  relative = start_Bx2x4x4[..., :3, :3].swapaxes(-1, -2) @ pose_Bx2x3xTx4.reshape(rows, 2, 3, steps * 4)
-  relative_BxTx2x3x4 = relative.reshape(rows, 2, 3, steps, 4).transpose(0, 3, 1, 2, 4)
   hand_BxTx2xD = np.empty((rows, steps, 2, WRIST_DIM + joints_BxTx2xJ.shape[-1]), np.float32)
-  hand_BxTx2xD[..., :3] = relative_BxTx2x3x4[..., 3]
-  hand_BxTx2xD[..., 3:6], hand_BxTx2xD[..., 6:9] = relative_BxTx2x3x4[..., 0, :3], relative_BxTx2x3x4[..., 1, :3]  # geometry.so3_to_rot6d
+  hand_BxTx2xD[..., :WRIST_DIM] = relative_wrists(T_world_wrist_BxTx2x4x4[..., :3, :])
   hand_BxTx2xD[..., WRIST_DIM:] = joints_BxTx2xJ[:, 1:]
   mask_BxTx2x1 = (valid_BxTx2[:, 1:] & valid_BxTx2[:, :1])[..., None]
   whole = np.isfinite(hand_BxTx2xD.sum(dtype=np.float64))  # one NaN anywhere, and the sum is one
@@ -40,6 +33,21 @@ def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
   if not (mask_BxTx2x1.all() if whole else mask.all()):
     hand_BxTx2xD[~mask] = np.nan
   return hand_BxTx2xD.reshape(rows, steps, -1), mask.reshape(rows, steps, -1)
+
+
+def relative_wrists(pose_BxTx2x3x4):
+  """Start and T steps -> [B, T, 2, 9], each step as it is seen from the start: xyz + rot6d."""
+  rows, steps = len(pose_BxTx2x3x4), pose_BxTx2x3x4.shape[1] - 1
+  start_Bx2x3x4 = pose_BxTx2x3x4[:, 0]
+  # One product of [3, 3] with [3, 4 * T] a row and hand, not T of them: numpy's own cost is by the product.
+  pose_Bx2x3xTx4 = pose_BxTx2x3x4[:, 1:].transpose(0, 2, 3, 1, 4).copy()
+  pose_Bx2x3xTx4[..., 3] -= start_Bx2x3x4[:, :, :, None, 3]
+  relative = start_Bx2x3x4[..., :3].swapaxes(-1, -2) @ pose_Bx2x3xTx4.reshape(rows, 2, 3, steps * 4)
+  relative_BxTx2x3x4 = relative.reshape(rows, 2, 3, steps, 4).transpose(0, 3, 1, 2, 4)
+  wrist_BxTx2x9 = np.empty((rows, steps, 2, WRIST_DIM), np.float32)
+  wrist_BxTx2x9[..., :3] = relative_BxTx2x3x4[..., 3]
+  wrist_BxTx2x9[..., 3:6], wrist_BxTx2x9[..., 6:9] = relative_BxTx2x3x4[..., 0, :3], relative_BxTx2x3x4[..., 1, :3]  # geometry.so3_to_rot6d
+  return wrist_BxTx2x9
 
 
 def make_chunk(T_world_wrist_Fx2x4x4, joints_Fx2xJ, valid_Fx2, start: int, horizon: int, stride: int = 1):

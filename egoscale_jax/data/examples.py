@@ -8,7 +8,8 @@ import threading
 
 import numpy as np
 
-from egoscale_jax.data import actions, clips, schema, statistics, tokenizer, transforms
+from egoscale_jax.data import actions, clips, statistics, tokenizer, transforms
+from egoscale_jax.data import streams as streams_lib
 from egoscale_jax.data.spec import Batch
 from egoscale_jax.errors import UserError
 
@@ -22,6 +23,7 @@ class Window:
 
   clip: clips.Clip
   image: int
+  streams: streams_lib.Streams | None = None  # the clip's; None: fill() makes them
 
   @property
   def frame(self) -> int:
@@ -38,6 +40,10 @@ class Slot:
   @property
   def width(self) -> int:
     return len(self.normalizer.low_A)
+
+  @functools.cached_property
+  def wrists(self) -> statistics.Normalizer:
+    return self.normalizer.of(slice(actions.WRIST_DIM))
 
 
 class Buffers:
@@ -134,52 +140,55 @@ class Assembler:
     first = {FIRST: 0}
     return tuple(names.index(name) if name in names else first.get(name) for name in self._cameras)
 
+  def streams(self, clip: clips.Clip) -> streams_lib.Streams:
+    """For the windows of a clip that is read once for many of them."""
+    number = self.slot(clip.embodiment)
+    normalizer, from_camera = self.slots[number].normalizer, self.state_from_camera(clip.embodiment)
+    state_NxA = None if from_camera is None else streams_lib.state(clip, normalizer, from_camera)
+    return streams_lib.make(clip, number, normalizer, state_NxA)
+
   def fill(self, batch: Batch, windows: list[Window], position_B) -> Batch:
     """All but the pictures."""
     batch.position_B[:] = position_B
+    streams = [window.streams or self.streams(window.clip) for window in windows]
     for row, window in enumerate(windows):
       batch.token_BxL[row], batch.token_mask_BxL[row] = self._prompt(window.clip.text)
-      batch.embodiment_B[row] = self.slot(window.clip.embodiment)
+    batch.embodiment_B[:] = [s.slot for s in streams]
     for number in np.unique(batch.embodiment_B):
       rows = np.flatnonzero(batch.embodiment_B == number)
       for first in range(0, len(rows), _TOGETHER):
         part = rows[first : first + _TOGETHER]
         # Rows that follow each other are a slice: a plain copy.
         where = slice(part[0], part[-1] + 1) if part[-1] - part[0] == len(part) - 1 else part
-        self._fill_hands(batch, part, where, [windows[row] for row in part], self.slots[int(number)])
+        self._fill_hands(batch, where, [windows[row] for row in part], [streams[row] for row in part], self.slots[int(number)])
     return batch
 
-  def _fill_hands(self, batch, rows, where, windows, slot):
-    """Rows of one hand; where: the same rows, as a slice if they follow each other."""
+  def _fill_hands(self, batch, where, windows, streams, slot):
+    """Rows of one hand; where: the rows, as a slice if they follow each other."""
     d, m = self.data, self.model
-    wrist, joints, valid, residual = gather(windows, m.horizon, d.stride)
-    self._fill_state(batch, rows, windows, slot, wrist[:, 0], joints[:, 0], valid[:, 0])
-    action, mask = actions.make_chunks(wrist, joints, valid)
-    action = slot.normalizer.normalize(action)
-    mask = mask & slot.normalizer.learnt_A
-    if not mask.all():
-      action[~mask] = 0.0  # zero is read nowhere: the mask says so, and a test poisons it
-    for array, values, padding in ((batch.action_BxTxA, action, 0.0), (batch.action_mask_BxTxA, mask, False)):
-      array[where, :, : slot.width] = values
-      array[where, :, slot.width :] = padding
+    frames = [window.frame for window in windows]
+    self._fill_state(batch, where, windows, streams, slot)
+    hands, told = streams_lib.gather(streams, frames, m.horizon, d.stride)
+    arrays = batch.action_BxTxA[where], batch.action_mask_BxTxA[where]  # views where the rows are a slice, else copies
+    action, mask = (array[..., : slot.width].reshape(*array.shape[:2], 2, -1) for array in arrays)
+    streams_lib.chunks(hands, told, slot.wrists, action, mask)
+    for array in arrays:
+      array[..., slot.width :] = 0
+    if not isinstance(where, slice):
+      batch.action_BxTxA[where], batch.action_mask_BxTxA[where] = arrays
     if self._weighs:
       batch.action_weight_BxTxA[where] = 1.0
-      weight = actions.label_weights(residual[:, 1:], joints.shape[-1], d.residual_soft_m)
+      residual = streams_lib.residuals(streams, frames, m.horizon, d.stride)
+      weight = actions.label_weights(residual, slot.width // 2 - actions.WRIST_DIM, d.residual_soft_m)
       batch.action_weight_BxTxA[where, :, : slot.width] = weight
 
-  def _fill_state(self, batch, rows, windows, slot, wrist_Bx2x4x4, joints_Bx2xJ, valid_Bx2):
+  def _fill_state(self, batch, where, windows, streams, slot):
     """Proprioception of the rows that have it (actions.has_state), from where their chunks start."""
-    of = [i for i, window in enumerate(windows) if self.state_from_camera(window.clip.embodiment) is not None]
-    if not of:
-      return
-    valid = valid_Bx2[of]
-    wrist = np.where(valid[..., None, None], wrist_Bx2x4x4[of], np.nan)
-    joints = np.where(valid[..., None], joints_Bx2xJ[of], np.nan)
-    state = actions.make_state(np.stack([self._state_camera(windows[i]) for i in of]), wrist, joints)
-    state = actions.normalize_state(state, slot.normalizer)
+    nothing = np.full(slot.width, np.nan, np.float32)
+    state = np.stack([nothing if s.state_NxA is None else s.state_NxA[window.image] for window, s in zip(windows, streams)])
     told = np.isfinite(state).all(axis=-1)  # else a hand is missing, or nobody located a person's camera
-    batch.state_BxS[rows[of][told], : slot.width] = state[told]
-    batch.state_mask_B[rows[of]] = told
+    batch.state_BxS[where, : slot.width] = np.where(told[:, None], state, 0.0)
+    batch.state_mask_B[where] = told
 
   def _find_state(self, embodiment) -> bool | None:
     """Whether its state is seen from the first camera, else from the robot's base, or it has no wrists; None: it has no state."""
@@ -187,40 +196,6 @@ class Assembler:
       return None
     observed_2xD = self.slots[self.slot(embodiment)].normalizer.observed_A.reshape(2, -1)
     return embodiment not in self.data.base_state and bool(observed_2xD[:, : actions.WRIST_DIM].any())
-
-  def _state_camera(self, window: Window) -> np.ndarray:
-    """T_world_camera [4, 4] for actions.make_state."""
-    clip = window.clip
-    if not self.state_from_camera(clip.embodiment):
-      return np.eye(4, dtype=np.float32)
-    camera = clip.T_world_camera_CxNx4x4[0, window.image]
-    if clip.embodiment != schema.HUMAN and not np.isfinite(camera).all():
-      raise UserError(
-        f"config.data.base_state: found without {clip.embodiment!r}, whose recordings do not tell where the camera is: "
-        "name it there, and its proprioception is seen from the robot's base"
-      )
-    return camera
-
-
-def gather(windows: list[Window], horizon: int, stride: int):
-  """-> wrist [B, T + 1, 2, 4, 4], joints [B, T + 1, 2, J], valid [B, T + 1, 2], residual [B, T + 1, 2]: the start, then the T steps.
-
-  Steps past the last frame are not valid; what stands there is the last frame's.
-  """
-  steps, rows = stride * np.arange(horizon + 1), len(windows)
-  wrist = np.empty((rows, horizon + 1, 2, 4, 4), np.float32)
-  joints = np.empty((rows, horizon + 1, *windows[0].clip.joints_Fx2xJ.shape[1:]), np.float32)
-  valid, residual = np.empty((rows, horizon + 1, 2), bool), np.empty((rows, horizon + 1, 2), np.float32)
-  for row, window in enumerate(windows):
-    clip, frame = window.clip, window.frame
-    last = len(clip.valid_Fx2) - 1
-    inside = frame + stride * horizon <= last
-    take = slice(frame, frame + stride * horizon + 1, stride) if inside else np.minimum(frame + steps, last)
-    wrist[row], joints[row] = clip.T_world_wrist_Fx2x4x4[take], clip.joints_Fx2xJ[take]
-    valid[row], residual[row] = clip.valid_Fx2[take], clip.residual_m_Fx2[take]
-    if not inside:
-      valid[row] &= (frame + steps <= last)[:, None]
-  return wrist, joints, valid, residual
 
 
 def make_assembler(config, prompt, stats: dict[int, statistics.Statistics]) -> Assembler:

@@ -81,41 +81,51 @@ class Rows:
     self._begin()
 
   def __call__(self, step: int, first: int, last: int) -> tuple[Batch, Info]:
-    """Rows first .. last - 1 of the global batch."""
-    rows = range(first, last)
+    """Rows first .. last - 1 of the global batch.
+
+    Each kind of work for all the rows before the next kind: after a picture was decoded, the processor has forgotten all other code, and a
+    row that is chosen and read between two pictures costs three times as much.
+    """
+    rows, unreadable = range(first, last), []
     position = (step * self._size + np.arange(first, last, dtype=np.int64)) & 0x7FFFFFFF
-    batch, unreadable = self._assembler.allocate(len(rows)), []
-    names = set()
-    windows = []
+    chosen = [self._choose(step, row, unreadable) for row in rows]
+    batch = self._assembler.allocate(len(rows))
     for place, row in enumerate(rows):
-      window, component, errors = self._window(step, row, batch, place)
-      windows.append(window)
-      names.add((component, window.clip.episode))  # two folders may have episodes of one name
-      unreadable += errors
+      chosen[place] = self._decode(step, row, chosen[place], batch, place, unreadable)
+    names = {(component, window.clip.episode) for window, component, _ in chosen}  # two folders may have episodes of one name
+    windows = [window for window, _, _ in chosen]
     return self._assembler.fill(batch, windows, position.astype(np.int32)), Info(len(names), tuple(unreadable))
 
-  def _window(self, step, row, batch, place):
-    """Decodes the row's pictures into the batch -> its Window, its component, and what was not readable on the way."""
+  def _choose(self, step, row, errors, skip=0):
+    """-> the row's Window, its component, and how many clips were skipped for it: at least `skip`, what was not readable goes to errors."""
     unit, member = divmod(row, self._mixture.unit)
     ordinal, window = self._order(step, unit)
     component, own = self._mixture(ordinal, member)
-    errors = []
-    for skip in range(_NEIGHBOURS):
+    while skip < _NEIGHBOURS:
       try:
-        clip, images = self._cache.get((component, own, member, skip), self._read)
-        made = examples.Window(clip, images[window])
-        self._assembler.decode(made, batch, place)
+        clip, streams, images = self._cache.get((component, own, member, skip), self._read)
+        return examples.Window(clip, images[window], streams), component, skip
       except ValueError as error:
         errors.append(f"step {step}, row {row}: {error}; the clip after it stands in its place")
-      else:
-        return made, component, errors
+        skip += 1
     raise UserError(f"{_NEIGHBOURS} clips in a row cannot be read: {errors[-1]}")
 
+  def _decode(self, step, row, chosen, batch, place, errors):
+    """The row's pictures into the batch -> what _choose gave, or gives next where a picture is damaged."""
+    while True:
+      try:
+        self._assembler.decode(chosen[0], batch, place)
+        return chosen
+      except ValueError as error:
+        errors.append(f"step {step}, row {row}: {error}; the clip after it stands in its place")
+        chosen = self._choose(step, row, errors, chosen[2] + 1)
+
   def _read(self, component, own, member, skip):
-    """-> (a clip, the pictures at which its windows begin), and its bytes."""
+    """-> (a clip, its streams, the pictures at which its windows begin), and its bytes."""
     split, number = self._mixture.components[component].find(own, member, self._seed, skip)
     clip = clips.read_clip(self._pool.copy(split.record(number)))
-    return (clip, order.images(clip.num_images, self._windows, self._seed, own)), _nbytes(clip)
+    streams = self._assembler.streams(clip)
+    return (clip, streams, order.images(clip.num_images, self._windows, self._seed, own)), _nbytes(clip) + streams.nbytes
 
 
 def _nbytes(clip):

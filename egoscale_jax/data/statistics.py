@@ -42,6 +42,10 @@ class Normalizer:
     normal -= 1.0
     return normal
 
+  def of(self, part: slice) -> "Normalizer":
+    """Of a part of each hand's numbers, left and right: its arrays are [2, D]."""
+    return Normalizer(*(getattr(self, field.name).reshape(2, -1)[:, part] for field in dataclasses.fields(self)))
+
   def denormalize(self, action):
     return 0.5 * (action + 1.0) * (self.high_A - self.low_A) + self.low_A
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import recordings
 
-from egoscale_jax.data import actions, clips, example, examples, schema, shards, spec
+from egoscale_jax.data import actions, clips, example, schema, shards, spec, statistics, streams
 
 J = 4
 INVALID = [(4, 0), (slice(20, 23),), (70, 1)]
@@ -77,17 +77,32 @@ def test_a_chunk_from_a_clip_is_the_chunk_from_the_episode(stride, horizon, step
   steps = step * np.arange(horizon + 1)
   counted = 0
   for clip in read(episode, labels, stride=stride):
-    windows = [examples.Window(clip, image) for image in range(clip.num_images)]
-    got = actions.make_chunks(*examples.gather(windows, horizon, step)[:3])
-    frames_BxT = np.array([clip.start + window.frame for window in windows])[:, None] + steps
+    frame_B = [image * clip.stride for image in range(clip.num_images)]
+    got = chunks(clip, frame_B, horizon, step)
+    frames_BxT = clip.start + np.array(frame_B)[:, None] + steps
     inside = frames_BxT < 100
     frames_BxT = np.minimum(frames_BxT, 99)
     valid = labels.valid_Fx2[frames_BxT] & inside[..., None]
     expected = actions.make_chunks(labels.T_world_wrist_Fx2x4x4[frames_BxT], labels.joints_Fx2xJ[frames_BxT], valid)
-    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(got[0], np.where(expected[1], NORMALIZER.normalize(expected[0]), 0.0))
     np.testing.assert_array_equal(got[1], expected[1])
     counted += got[1].sum()
   assert counted > 100
+
+
+_WIDTH = actions.action_dim(J)
+_ALL = np.ones(_WIDTH, bool)
+NORMALIZER = statistics.Normalizer(
+  np.linspace(-3, -1, _WIDTH, dtype=np.float32), np.linspace(1, 4, _WIDTH, dtype=np.float32), _ALL, _ALL, _ALL
+)
+
+
+def chunks(clip, frame_B, horizon, step):
+  """As the pipeline makes them."""
+  hands, told = streams.gather([streams.make(clip, 0, NORMALIZER, None)] * len(frame_B), frame_B, horizon, step)
+  action, mask = np.empty((len(frame_B), horizon, 2, _WIDTH // 2), np.float32), np.empty((len(frame_B), horizon, 2, _WIDTH // 2), bool)
+  streams.chunks(hands, told, NORMALIZER.of(slice(actions.WRIST_DIM)), action, mask)
+  return action.reshape(*action.shape[:2], -1), mask.reshape(*action.shape[:2], -1)
 
 
 def same(got, expected):

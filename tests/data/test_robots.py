@@ -100,7 +100,7 @@ def test_robot_episodes_reach_the_shards(prepared):
     assert record.valid_Fx2[:, 0].all()
     assert not record.valid_Fx2[:, 1].any()
     texts.add(record.text)
-    (step,), (mask,) = actions.make_chunks(*examples.gather([examples.Window(record, 0)], 4, 1)[:3])
+    step, mask = actions.make_chunk(record.T_world_wrist_Fx2x4x4, record.joints_Fx2xJ, record.valid_Fx2, 0, 4)
     path = recordings.wrist_path(robots.LENGTHS[index], index)[start:, 0]
     relative = geometry.se3_inverse(path[0]) @ path[4]
     np.testing.assert_allclose(step[3, :3], relative[:3, 3], atol=1e-6)
