@@ -109,7 +109,14 @@ def rot6d_to_so3(rot6d):
   first = normalize(rot6d[..., :3])
   second = rot6d[..., 3:]
   second = normalize(second - xp.sum(first * second, axis=-1, keepdims=True) * first)
-  return xp.stack([first, second, xp.cross(first, second)], axis=-2)
+  return xp.stack([first, second, _cross(first, second)], axis=-2)
+
+
+def _cross(a, b):
+  """numpy's own takes six times as long of a chunk of poses, a tenth of what a policy server adds."""
+  if isinstance(a, jax.Array):
+    return jnp.cross(a, b)
+  return a[..., [1, 2, 0]] * b[..., [2, 0, 1]] - a[..., [2, 0, 1]] * b[..., [1, 2, 0]]
 
 
 def se3(rotation, translation):

@@ -84,7 +84,10 @@ class Policy:
   def sample(self, rows, size=None):
     """Rows of `row` -> actions [B, T, A], normalised, once the device has them; size: of the program, filled up with the first row."""
     filled = [*rows, *rows[:1] * ((size or len(rows)) - len(rows))]
-    arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+    if len(filled) == 1:  # views: for a robot that is alone
+      arrays = jax.tree.map(lambda leaf: leaf[None], filled[0])
+    else:
+      arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
     return np.asarray(self._sample(self.params, *arrays))[: len(rows)]
 
   def _slot_of(self, embodiment) -> examples.Slot:

@@ -25,8 +25,9 @@ class Metrics:
       self.refused.labels(reason)
     self._stages = {stage: self.seconds.labels(stage) for stage in STAGES}
 
-  def observe(self, timing):
-    """timing: {"<stage>_ms": milliseconds}."""
+  def observe(self, timing, rows):
+    """timing: {"<stage>_ms": milliseconds}; rows: that shared the call."""
+    self.rows.observe(rows)
     for stage, histogram in self._stages.items():
       histogram.observe(timing[f"{stage}_ms"] / 1e3)
 

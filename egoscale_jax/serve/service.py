@@ -164,8 +164,7 @@ class Service:
     timing = {"prepare_ms": prepared - start, "queue_ms": sampled.queue_s, "device_ms": sampled.device_s}
     timing["total_ms"] = time.perf_counter() - start
     timing = {name: 1e3 * seconds for name, seconds in timing.items()}
-    self.metrics.observe(timing)
-    self.metrics.rows.observe(sampled.rows)
+    asyncio.get_running_loop().call_soon(self.metrics.observe, timing, sampled.rows)  # once the answer is on its way
     return answer | {"server_timing": timing | {"infer_ms": timing["device_ms"], "batch": sampled.rows}}
 
   def _prepare(self, values):
