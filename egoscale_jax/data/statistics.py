@@ -17,13 +17,14 @@ from egoscale_jax.data import actions, jsonfile, schema, wrist_pairs
 from egoscale_jax.data.sketch import Sketch
 from egoscale_jax.errors import UserError
 
-VERSION = 3  # of statistics.json and of an Accumulator's bytes
+VERSION = 2  # of statistics.json
+_STATE_VERSION = 3  # of an Accumulator's bytes
 LAGS = wrist_pairs.LAGS
 _FLOOR = 1e-3  # the least width of a range, metres or radians: a dimension that hardly moves would be blown up to noise
 _CONSTANT = 1e-6  # metres, radians: float32 poses within 10 m of their origin are no finer
 _WRIST_NAMES = ("x", "y", "z", "r00", "r01", "r02", "r10", "r11", "r12")
 _TABLES = ("mean", "std", "q01", "q99", "min", "max", "count")
-_MAGIC = b"egoscale statistics %d\n" % VERSION
+_MAGIC = b"egoscale statistics %d\n" % _STATE_VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +193,7 @@ class Accumulator:
     """What to_bytes() gave; UserError naming `path`, where they came from, if they are damaged or of another version."""
     body = data[len(_MAGIC) + 32 :]
     if not data.startswith(_MAGIC):
-      raise UserError(f"{path}: not statistics of version {VERSION}; prepare the data again")
+      raise UserError(f"{path}: not statistics of version {_STATE_VERSION}; prepare the data again")
     if hashlib.sha256(body).digest() != data[len(_MAGIC) : len(_MAGIC) + 32]:
       raise UserError(f"{path}: damaged: found another checksum than the one it was written with; prepare the data again")
     file = io.BytesIO(body)

@@ -270,7 +270,7 @@ def test_load_refuses_what_is_not_ours(tmp_path):
   path = tmp_path / "s.json"
   with pytest.raises(UserError, match="no such file"):
     statistics.load(path)
-  for content, cause in (("{", "not JSON"), (json.dumps({"version": 1}), "version 3"), ("[]", "version 3")):
+  for content, cause in (("{", "not JSON"), (json.dumps({"version": 1}), "version 2"), ("[]", "version 2")):
     path.write_text(content)
     with pytest.raises(UserError, match=cause):
       statistics.load(path)
