@@ -83,9 +83,13 @@ class Prompt:
     head, tail = [token(TURN_START), *encode("user\n")], [*encode(text), token(TURN_END), *encode("\n")]
     if len(head) + len(tail) > self.text_tokens:
       raise UserError(
-        f"config.data.text_tokens: found {self.text_tokens}, the instruction {text!r} takes {len(head) + len(tail)} with its template"
+        f"config.data.text_tokens: found {self.text_tokens}, the instruction {_short(text)} takes {len(head) + len(tail)} with its template"
       )
     ids = head + ([token(START)] + [token(IMAGE)] * self.image_tokens + [token(END)]) * self.images + tail
     padding = self.length - len(ids)
     token_L = np.asarray([token(PAD)] * padding + ids, np.int32)
     return token_L, np.arange(self.length) >= padding
+
+
+def _short(text):
+  return repr(text if len(text) <= 60 else f"{text[:57]}...")

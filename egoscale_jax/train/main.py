@@ -98,4 +98,5 @@ def main(config, workdir, devices=None):
         checkpoints.finish(step)
         raise Preempted(f"preempted at step {step}: all is saved in {workdir}, the same command goes on from there")
     checkpoints.finish(config.steps)
+    say(f"{workdir} is trained to step {config.steps}: `egoscale report`, `evaluate`, `rollout` and `serve` take it (docs/README.md)")
   return figures

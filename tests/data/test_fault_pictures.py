@@ -150,6 +150,17 @@ def test_a_cut_masks_its_two_frames():
     assert np.flatnonzero(~valid[:, 0]).tolist() == [frames.start - 1, frames.start]
 
 
+def test_a_white_arm_that_crosses_a_still_picture_is_no_cut():
+  """45 of 100 pixels in one frame, as of a robot whose camera stands still; of 80 it is another picture."""
+  room_YxX = np.random.default_rng(0).uniform(60, 100, (20, 20)).astype(np.float32)
+  for covered, expected in ((6, []), (13, ["cut"])):
+    arm_FxYxX = np.repeat(room_YxX[None], 40, axis=0)
+    arm_FxYxX[:20, :, -3:] = 240.0
+    arm_FxYxX[20:, :, :covered] = 240.0
+    _, findings = check_pictures._cuts(arm_FxYxX, np.ones(40, bool), "ego", check_pictures.findings.masked)
+    assert [f.name for f in findings] == expected
+
+
 def test_a_rest_of_two_seconds_is_idle_and_a_shorter_one_is_not():
   (finding,) = doctor.check(still(faults.human(), slice(10, 80)))[1]
   assert (finding.name, finding.severity) == ("idle", "warning")
