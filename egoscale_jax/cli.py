@@ -90,6 +90,7 @@ def _doctor_shards(arguments):
 
 
 def prepare(arguments):
+  zen4.sort_by_avx2()  # here alone: it moves the last digits of numpy's sums, and a run is to be the same from a notebook
   from egoscale_jax.data import beam, bucket, exclusion, prepare
 
   if arguments.bucket and not arguments.beam:
@@ -269,7 +270,6 @@ VERBS = (simulate, record, doctor, prepare, export, retarget, train, plan, conve
 
 def main(argv=None):
   logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell much that is no concern of the person at the keyboard
-  zen4.sort_by_avx2()
   argv = sys.argv[1:] if argv is None else argv
   overrides = [a for a in argv if a.startswith("--config.")]
   arguments = arguments_lib.parser({f.__name__: f for f in VERBS}).parse_args([a for a in argv if not a.startswith("--config.")])
