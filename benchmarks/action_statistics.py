@@ -114,7 +114,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--steps", type=int, default=10_000_000)
   steps = parser.parse_args().steps
-  zen4.sort_by_avx2()  # in the two processes, as it is in the workers of `egoscale prepare`
+  zen4.tell()  # in the two processes, as it is in the workers of `egoscale prepare`
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
     parts = list(pool.map(accumulate, [steps // 2] * 2, (1, 2)))

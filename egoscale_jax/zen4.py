@@ -4,12 +4,19 @@
 import importlib.metadata
 import os
 import pathlib
+import sys
 
 _VARIABLE = "NPY_DISABLE_CPU_FEATURES"  # read when numpy is imported, and inherited by worker processes
 
 
-def sort_by_avx2(cpuinfo=pathlib.Path("/proc/cpuinfo")):
-  """To be called before numpy is imported; does nothing on any other processor, or where the variable is set."""
+def sort_by_avx2():
+  """For this process and its workers. Does nothing where numpy is imported already: workers would then sum in another order than it does."""
+  if "numpy" not in sys.modules:
+    tell()
+
+
+def tell(cpuinfo=pathlib.Path("/proc/cpuinfo")):
+  """Sets the variable for processes to come; not on any other processor, or where it is set."""
   if _VARIABLE not in os.environ and cpuinfo.is_file() and _is_zen4(cpuinfo.read_text()):
     version = tuple(int(part) for part in importlib.metadata.version("numpy").split(".")[:2])
     # numpy warns at a name that it does not know: 2.4 has put the AVX-512 of the first server processors into one group.

@@ -19,7 +19,7 @@ def unset(monkeypatch):
 
 def told(tmp_path, cpuinfo):
   (tmp_path / "cpuinfo").write_text(cpuinfo)
-  zen4.sort_by_avx2(tmp_path / "cpuinfo")
+  zen4.tell(tmp_path / "cpuinfo")
   return os.environ.get(zen4._VARIABLE)
 
 
@@ -33,7 +33,7 @@ def test_no_other(tmp_path, change):
 
 
 def test_a_choice_of_the_user_s_and_a_machine_without_cpuinfo_are_left_alone(tmp_path, monkeypatch):
-  zen4.sort_by_avx2(tmp_path / "none")
+  zen4.tell(tmp_path / "none")
   assert zen4._VARIABLE not in os.environ
   monkeypatch.setenv(zen4._VARIABLE, "FMA3")
   assert told(tmp_path, ZEN4) == "FMA3"
@@ -43,3 +43,9 @@ def test_this_numpy_knows_the_names(tmp_path):
   """A name that it does not know is an ImportWarning; one that this processor lacks is none."""
   told(tmp_path, ZEN4)
   subprocess.run([sys.executable, "-W", "error", "-c", "import numpy"], check=True)
+
+
+def test_a_process_that_has_numpy_already_is_left_alone():
+  zen4.sort_by_avx2()
+  assert "numpy" in sys.modules
+  assert zen4._VARIABLE not in os.environ
