@@ -10,7 +10,7 @@ _VARIABLE = "NPY_DISABLE_CPU_FEATURES"  # read when numpy is imported, and inher
 
 
 def sort_by_avx2():
-  """For this process and its workers. Does nothing where numpy is imported already: workers would then sum in another order than it does."""
+  """For this process and its workers. Does nothing where numpy is imported already: workers would then sum in another order."""
   if "numpy" not in sys.modules:
     tell()
 
