@@ -156,10 +156,10 @@ class Accumulator:
       self._joints.add(side, labels.joints_Fx2xJ[1:, side][valid_F[1:]].T)
       valid_F = valid_F & np.isfinite(labels.T_world_wrist_Fx2x4x4[:, side]).all(axis=(1, 2))  # a robot may tell its joints alone
       if valid_F.any():
-        pose_12xF = wrist_pairs.padded(labels.T_world_wrist_Fx2x4x4[:, side])
+        pose_12xF, padded_F = wrist_pairs.padded(labels.T_world_wrist_Fx2x4x4[:, side]), np.pad(valid_F, (LAGS, 0))
         for sketch, lane in zip(self._wrists, wrist_pairs.LANES):
           for pairs in lane if sketch is not None else ():
-            wrist_pairs.add(sketch, LAGS * side, pose_12xF, np.pad(valid_F, (LAGS, 0)), *pairs)
+            wrist_pairs.add(sketch, LAGS * side, pose_12xF, padded_F, *pairs)
 
   def merge(self, other: "Accumulator"):
     """Takes in all that `other` holds; UserError where it is of another hand."""
