@@ -20,7 +20,7 @@ from egoscale_jax.data import schema, statistics
 
 FRAMES, JOINTS = 300, 22
 NAMES = tuple(tuple(f"{side}_{i}" for i in range(JOINTS)) for side in ("left", "right"))
-EXACT_STEPS = (300_000, 1_200_000)  # held whole, to be sorted; the second is past statistics.ALL_PAIRS_FRAMES
+EXACT_STEPS = (300_000, 1_200_000)  # held whole, to be sorted; the second is past wrist_pairs.ALL_PAIRS_FRAMES
 LAGS = (1, 8, 40, 64)
 
 
