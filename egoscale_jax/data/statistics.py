@@ -18,8 +18,9 @@ from egoscale_jax.data.sketch import Sketch
 from egoscale_jax.errors import UserError
 
 VERSION = 2  # of statistics.json
-_STATE_VERSION = 3  # of an Accumulator's bytes
+_STATE_VERSION = 4  # of an Accumulator's bytes
 LAGS = wrist_pairs.LAGS
+_BATCH_FRAMES = 8192  # numpy's own cost is by the call
 _FLOOR = 1e-3  # the least width of a range, metres or radians: a dimension that hardly moves would be blown up to noise
 _CONSTANT = 1e-6  # metres, radians: float32 poses within 10 m of their origin are no finer
 _WRIST_NAMES = ("x", "y", "z", "r00", "r01", "r02", "r10", "r11", "r12")
@@ -147,6 +148,7 @@ class Accumulator:
     self._joints = Sketch(2, len(self.joint_names[0]))
     self._frames = 0
     self._wrists = [Sketch(2 * LAGS, actions.WRIST_DIM) for _ in wrist_pairs.LANES]  # None: dropped; group LAGS * side + lag - 1
+    self._waiting = ([], [])  # of each side: episodes whose wrists are not in the sketches yet
 
   def add(self, labels: schema.Labels):
     """Every frame is the start of a chunk; joints count at every frame that a chunk can reach, so not at the first."""
@@ -156,16 +158,26 @@ class Accumulator:
       self._joints.add(side, labels.joints_Fx2xJ[1:, side][valid_F[1:]].T)
       valid_F = valid_F & np.isfinite(labels.T_world_wrist_Fx2x4x4[:, side]).all(axis=(1, 2))  # a robot may tell its joints alone
       if valid_F.any():
-        pose_12xF, padded_F = wrist_pairs.padded(labels.T_world_wrist_Fx2x4x4[:, side]), np.pad(valid_F, (LAGS, 0))
-        for sketch, lane in zip(self._wrists, wrist_pairs.LANES):
-          for pairs in lane if sketch is not None else ():
-            wrist_pairs.add(sketch, LAGS * side, pose_12xF, padded_F, *pairs)
+        self._waiting[side].append((labels.T_world_wrist_Fx2x4x4[:, side], valid_F))
+        if sum(len(valid_F) for _, valid_F in self._waiting[side]) >= _BATCH_FRAMES:
+          self._pair(side)
+
+  def _pair(self, *sides):
+    """The wrists of the episodes that wait, to their sketches."""
+    for side in (side for side in sides if self._waiting[side]):
+      batch = wrist_pairs.batch(self._waiting[side])
+      for sketch, lane in zip(self._wrists, wrist_pairs.LANES):
+        for pairs in lane if sketch is not None else ():
+          wrist_pairs.add(sketch, LAGS * side, batch, *pairs)
+      self._waiting[side].clear()
 
   def merge(self, other: "Accumulator"):
     """Takes in all that `other` holds; UserError where it is of another hand."""
     for what, mine, its in (("hand", self.hand, other.hand), ("joints", self.joint_names, other.joint_names)):
       if mine != its:
         raise UserError(f"statistics: found {what} {its!r}, expected {mine!r}: only the same can be merged")
+    self._pair(0, 1)
+    other._pair(0, 1)
     self._joints.merge(other._joints)
     self._grow(other._frames)
     for mine, its in zip(self._wrists, other._wrists):
@@ -179,6 +191,7 @@ class Accumulator:
 
   def to_bytes(self) -> bytes:
     """Versioned, with a checksum, without pickle: from_bytes() reads them."""
+    self._pair(0, 1)
     head = {"hand": self.hand, "joint_names": self.joint_names, "frames": self._frames}
     file = io.BytesIO()
     file.write(json.dumps(head).encode() + b"\n")
@@ -225,6 +238,7 @@ class Accumulator:
     return _quantiles(wrists, joints, ranks)
 
   def _finished(self):
+    self._pair(0, 1)
     wrists = Sketch(2 * LAGS, actions.WRIST_DIM)
     for sketch in filter(None, self._wrists):
       wrists.merge(sketch)

@@ -1,65 +1,69 @@
-"""Each wrist as it is seen from where it was some frames before, at every lag, for the statistics: pairs of frames by the million."""
+"""Each wrist as it is seen from where it was some frames before, at every lag, for the statistics: pairs of frames by the million.
+
+Episodes are laid one after the other, a batch of them, and every second frame side by side: starts and targets are then slices.
+"""
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from egoscale_jax.data import actions, spec
 
 LAGS = spec.TAIL_FRAMES
-# Up to so many frames every pair of frames counts, past it those of LANES[1] are dropped for good: a third of the time. At long lags the
-# wrists of neighbouring targets (counted in their episode) say the same; at short ones a tracker's jitter sets them apart, so half stay.
-# The quantiles q01 and q99 move by less than 0.1 % in rank (docs/data.md). The rule knows no order, so parts merge.
-ALL_PAIRS_FRAMES = 500_000
-LANES = (  # of (first lag, last lag, offset, step): the pairs with the targets offset, offset + step, ...
-  ((1, 16, 0, 2), (17, LAGS, 0, 8)),
-  ((1, 16, 1, 2), (17, LAGS, 1, 2), (17, LAGS, 2, 4), (17, LAGS, 4, 8)),
-)
-_BLOCK = 512  # targets a pass
+# Up to so many frames every pair of frames counts, past it those of LANES[1] are dropped for good: half of the time. The wrists of
+# neighbouring targets (counted in their episode) say nearly the same; at the shortest lags a tracker's jitter sets them apart, so all stay.
+# Quantiles move by less than 0.1 % in rank, wherever (docs/data.md). The rule knows no order, so parts merge.
+ALL_PAIRS_FRAMES = 1_200_000
+LANES = (((1, 4, 0, 1), (5, LAGS, 0, 2)), ((5, LAGS, 1, 2),))  # of (first lag, last lag, first target, step of the targets)
+_ROUND = 2  # episodes start at a multiple of it: of every step, as LAGS is
 
 
-def padded(T_world_wrist_Fx4x4):
-  """-> [12, LAGS + F] float32: frame t is at t + LAGS, so that every target has a start at every lag."""
-  return np.pad(T_world_wrist_Fx4x4[:, :3].reshape(-1, 12).T.astype(np.float32), ((0, 0), (LAGS, 0)))
+def batch(episodes):
+  """(T_world_wrist [F, 4, 4], valid [F]) of one side, one after the other: pose [LAGS + T, 12] float32, valid [LAGS + T], age [LAGS + T].
 
-
-def add(sketch, group, pose_12xF, valid_F, first_lag, last_lag, offset, step):
-  """The wrist at each target seen from `lag` frames before, as in actions.py, to the group of each lag: `group` has lag 1."""
-  for first in range(LAGS + offset, len(valid_F), step * _BLOCK):
-    last = min(first + step * _BLOCK, len(valid_F))  # views of the starts, the latest first; the targets are their first row
-    start_12xLxn = sliding_window_view(pose_12xF[:, first - LAGS : last], LAGS + 1, axis=1)[:, ::step, LAGS::-1].swapaxes(1, 2)
-    valid_Lxn = sliding_window_view(valid_F[first - LAGS : last], LAGS + 1)[::step, LAGS::-1].T
-    lags = slice(first_lag, last_lag + 1)
-    wrist_9xLxn = _relative(start_12xLxn[:, lags].reshape(3, 4, -1, valid_Lxn.shape[1]), start_12xLxn[:, 0].reshape(3, 4, -1))
-    both_Lxn = valid_Lxn[lags] & valid_Lxn[0]
-    for row, run in enumerate(_runs(both_Lxn)):
-      rows_9xn = wrist_9xLxn[:, row]
-      sketch.add(group + first_lag - 1 + row, rows_9xn.compress(both_Lxn[row], axis=1) if run is None else rows_9xn[:, run])
-
-
-def _runs(true_LxN):
-  """-> of each row the slice of its True values, None where they do not stand together: a slice is not copied."""
-  start_L, stop_L = true_LxN.argmax(axis=1), true_LxN.shape[1] - true_LxN[:, ::-1].argmax(axis=1)
-  together_L = true_LxN.sum(axis=1) == stop_L - start_L
-  return [slice(*run) if together else None for *run, together in zip(start_L.tolist(), stop_L.tolist(), together_L.tolist())]
-
-
-def _relative(start_3x4xLxN, end_3x4xN):
-  """inverse(T_world_start) @ T_world_end -> [9, L, N].
-
-  Entry by entry over all lags and targets at once: numpy's product of small matrices takes ten times as long, einsum five times.
+  In front and between them nothing is valid and poses are 0; age is the frame in its episode.
   """
-  end_3x4x1xN = end_3x4xN[:, :, None]
-  wrist_9xLxN = np.empty((actions.WRIST_DIM, *start_3x4xLxN.shape[2:]), np.float32)
-  moved_3xLxN = end_3x4x1xN[:, 3] - start_3x4xLxN[:, 3]
-  for i in range(3):  # row i is column i of the start's rotation times ...
-    _dot(start_3x4xLxN[:, i], moved_3xLxN, wrist_9xLxN[i])
-  for i in range(2):  # the rows of geometry.so3_to_rot6d
-    for j in range(3):
-      _dot(start_3x4xLxN[:, i], end_3x4x1xN[:, j], wrist_9xLxN[3 + 3 * i + j])
-  return wrist_9xLxN
+  slots = [-(-len(valid_F) // _ROUND) * _ROUND for _, valid_F in episodes]
+  total = LAGS + sum(slots)
+  pose_Tx12, valid_T, age_T = np.zeros((total, 12), np.float32), np.zeros(total, bool), np.zeros(total, np.int32)
+  first = LAGS
+  for (pose_Fx4x4, valid_F), slot in zip(episodes, slots):
+    here = slice(first, first + len(valid_F))
+    np.copyto(pose_Tx12[here], pose_Fx4x4[:, :3].reshape(-1, 12), where=valid_F[:, None])
+    valid_T[here], age_T[here] = valid_F, np.arange(len(valid_F))
+    first += slot
+  return pose_Tx12, valid_T, age_T
 
 
-def _dot(a_3xLxN, b_3xLxN, out_LxN):
-  np.multiply(a_3xLxN[0], b_3xLxN[0], out=out_LxN)
-  out_LxN += a_3xLxN[1] * b_3xLxN[1]
-  out_LxN += a_3xLxN[2] * b_3xLxN[2]
+def add(sketch, group, batch, first_lag, last_lag, offset, step):
+  """The wrist at each target seen from `lag` frames before, as in actions.py, to the group of each lag: `group` has lag 1.
+
+  Rows come in the order of time, so it is the same however the episodes are put into batches.
+  """
+  pose_Tx12, valid_T, age_T = batch
+  pose_12xPxN = pose_Tx12.reshape(-1, step, 12).transpose(2, 1, 0).copy()  # frame step * n + p is at [p, n], as below
+  valid_PxN, age_PxN = (array_T.reshape(-1, step).T.copy() for array_T in (valid_T, age_T))
+  front, count = LAGS // step, valid_PxN.shape[1] - LAGS // step
+  wrist_9xN = np.empty((actions.WRIST_DIM, count), np.float32)
+  end_3x4xN = pose_12xPxN[:, offset, front:].reshape(3, 4, -1)
+  for lag in range(first_lag, last_lag + 1):
+    back, phase = divmod(offset - lag, step)
+    start = slice(front + back, front + back + count)
+    both_N = valid_PxN[offset, front:] & valid_PxN[phase, start]
+    both_N &= age_PxN[offset, front:] >= lag
+    _relative(pose_12xPxN[:, phase, start].reshape(3, 4, -1), end_3x4xN, wrist_9xN)
+    sketch.add(group + lag - 1, wrist_9xN.compress(both_N, axis=1))
+
+
+def _relative(start_3x4xN, end_3x4xN, wrist_9xN):
+  """inverse(T_world_start) @ T_world_end, written as the 9 numbers of a wrist.
+
+  Entry by entry over all targets at once: numpy's product of small matrices takes ten times as long, einsum five times.
+  """
+  moved_3xN = end_3x4xN[:, 3] - start_3x4xN[:, 3]
+  _dot(start_3x4xN[:, :3], moved_3xN, wrist_9xN[:3])  # row i is column i of the start's rotation times what moved ...
+  _dot(start_3x4xN[:, :2, None], end_3x4xN[:, None, :3], wrist_9xN[3:].reshape(2, 3, -1))  # ... and two rows of geometry.so3_to_rot6d
+
+
+def _dot(a_3xN, b_3xN, out_N):
+  np.multiply(a_3xN[0], b_3xN[0], out=out_N)
+  out_N += a_3xN[1] * b_3xN[1]
+  out_N += a_3xN[2] * b_3xN[2]

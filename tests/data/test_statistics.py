@@ -111,10 +111,11 @@ def test_equals_plain_numpy_over_all_chunks(stats, lag):
     np.testing.assert_allclose(found[JOINTS], exact(joints)[JOINTS], atol=1e-6, err_msg=name)
 
 
-def test_long_episodes_are_seen_across_the_passes(monkeypatch, stats):
-  monkeypatch.setattr(wrist_pairs, "_BLOCK", 7)
-  for field in dataclasses.fields(stats):
-    np.testing.assert_array_equal(getattr(accumulate(EPISODES).finish(), field.name), getattr(stats, field.name))
+@pytest.mark.parametrize("frames", [1, 100])
+def test_the_size_of_a_batch_of_episodes_changes_no_byte(monkeypatch, frames):
+  expected = accumulate(EPISODES).to_bytes()
+  monkeypatch.setattr(statistics, "_BATCH_FRAMES", frames)
+  assert accumulate(EPISODES).to_bytes() == expected
 
 
 def test_many_rows_are_within_a_thousandth_of_exact_in_rank_and_their_moments_exact():
@@ -147,12 +148,12 @@ def test_the_order_of_merging_moves_quantiles_by_less_than_a_thousandth_in_rank_
     assert abs(ranks[0] - ranks[1]) < 1e-3
 
 
-def test_much_data_counts_every_other_target_of_short_lags_and_every_eighth_of_long_ones_whatever_the_order(monkeypatch):
+def test_much_data_counts_every_target_of_the_shortest_lags_and_every_other_of_longer_ones_whatever_the_order(monkeypatch):
   monkeypatch.setattr(wrist_pairs, "ALL_PAIRS_FRAMES", 100)
   for order in (EPISODES, EPISODES[::-1]):
     stats = accumulate(order).finish()
-    for lag in (1, 8, 16, 17, 63):
-      step = 2 if lag <= 16 else 8
+    for lag in (1, 4, 5, 16, 63, 64):
+      step = 1 if lag <= 4 else 2
       whole = np.concatenate([reference([labels], lag)[-lag % step :: step] for labels in order])  # start + lag is a multiple
       np.testing.assert_array_equal(stats.count_LxA[lag - 1, ~JOINTS], np.isfinite(whole).sum(axis=0)[~JOINTS])
       np.testing.assert_allclose(stats.q99_LxA[lag - 1, ~JOINTS], np.nanquantile(whole, 0.99, axis=0)[~JOINTS], atol=1e-6)
@@ -176,7 +177,7 @@ def test_merged_leaves_its_parts_as_they_are():
 
 
 def test_the_same_labels_give_the_same_bytes():
-  episodes = many()[:12]  # 18,000 frames: two folds
+  episodes = many()[:12]  # 18,000 frames: a fold
   one, two = (statistics.Accumulator("a_hand", (("a",), ("a",))) for _ in range(2))
   for labels in episodes:
     one.add(labels)
@@ -209,8 +210,8 @@ def test_damaged_bytes_are_one_line_that_names_the_file():
   for content in damaged:
     with pytest.raises(UserError, match=r"^parts/7\.bin: [^\n]*; prepare the data again$"):
       statistics.Accumulator.from_bytes(content, "parts/7.bin")
-  with pytest.raises(UserError, match="of version 3"):
-    statistics.Accumulator.from_bytes(data.replace(b"statistics 3", b"statistics 2", 1), "part")
+  with pytest.raises(UserError, match="of version 4"):
+    statistics.Accumulator.from_bytes(data.replace(b"statistics 4", b"statistics 3", 1), "part")
 
 
 def test_only_the_same_hand_merges():
