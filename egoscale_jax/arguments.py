@@ -199,10 +199,11 @@ def parser(functions):
   sub = verb(
     "evaluate",
     "Validation with fixed noise: validation.json and a picture in the work directory.",
-    "egoscale evaluate --config=configs/pretrain.py:debug --workdir=runs/try",
+    "egoscale evaluate --workdir=runs/try",
   )
   sub.add_argument("--workdir", required=True, metavar="DIR", help="a work directory of `egoscale train`")
-  sub.add_argument("--config", required=True, metavar="FILE[:debug]", help=config_help + " (its validation and data.shards are used)")
+  own = " (its validation and data.shards are used; default: the run's own)"
+  sub.add_argument("--config", default="", metavar="FILE[:debug]", help=config_help + own)
 
   sub = verb(
     "scaling",

@@ -175,7 +175,7 @@ def evaluate(arguments):
   from egoscale_jax import config
   from egoscale_jax.view import evaluation
 
-  figures, output = evaluation.evaluate(arguments.workdir, config.parse(arguments.config))
+  figures, output = evaluation.evaluate(arguments.workdir, config.parse(arguments.config) if arguments.config else None)
   print("\n".join(evaluation.lines(figures)))
   print(f"wrote {output} and {output.with_suffix('.png')}")
 
@@ -279,7 +279,8 @@ def main(argv=None):
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "egoscale_jax" / platform.node()))
   try:
     if overrides and not getattr(arguments, "config", ""):
-      raise UserError(f"{overrides[0]}: `egoscale {arguments.verb}` takes no config")
+      found = "found without --config=FILE" if hasattr(arguments, "config") else f"`egoscale {arguments.verb}` takes no config"
+      raise UserError(f"{overrides[0]}: {found}")
     arguments.function(arguments)
   except UserError as error:
     print(f"egoscale {arguments.verb}: {error}", file=sys.stderr)

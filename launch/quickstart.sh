@@ -21,7 +21,7 @@ fi
 say "3/5 train: a small vision-language-action policy"
 egoscale train --config=configs/quickstart.py --workdir=$out --config.data.shards=$out/shards
 say "4/5 evaluate: held-out episodes, fixed noise, two baselines"
-egoscale evaluate --config=configs/quickstart.py --workdir=$out
+egoscale evaluate --workdir=$out
 say "5/5 report and a video"
 egoscale report --workdir=$out --shards=$out/shards --output=$out/report.html
 egoscale view --input=$out/shards --output=$out/hands.mp4 --workdir=$out

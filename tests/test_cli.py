@@ -72,15 +72,20 @@ def test_help_lists_every_verb(capsys):
 def test_evaluate_view_and_report_on_a_run(capsys, tiny_run, shards, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(tiny_run, workdir)
-  fields = [f"--config.validation.{name}" for name in ("draws=2", "times=2", "batch_size=4")]
+  fields = [f"--config.validation.{name}" for name in ("draws=3", "times=2", "batch_size=4")]
   code, out, err = run(capsys, "evaluate", DEBUG, f"--workdir={workdir}", *fields)
   assert code == 0, err
   figures = json.loads((workdir / "validation.json").read_text())
   assert figures["points"] == 2
-  assert figures["draws"] == 2
-  assert out.startswith(f"step {figures['step']}: 2 queries of {figures['episodes']} held-out episodes, 2 samples each\n")
+  assert figures["draws"] == 3
+  assert out.startswith(f"step {figures['step']}: 2 queries of {figures['episodes']} held-out episodes, 3 samples each\n")
   assert f" times the error of holding still ({figures['hold_still_mse']:.3g}): " in out
   assert (workdir / "validation.png").read_bytes().startswith(b"\x89PNG")
+  code, _, err = run(capsys, "evaluate", f"--workdir={workdir}")  # as the run itself validates
+  assert code == 0, err
+  own = json.loads((workdir / "config.json").read_text())["validation"]
+  assert json.loads((workdir / "validation.json").read_text())["draws"] == own["draws"] != figures["draws"]
+  (workdir / "validation.json").write_text(json.dumps(figures))
   code, _, err = run(capsys, "report", f"--workdir={workdir}", f"--shards={shards}", f"--output={workdir}/report.html")
   assert code == 0, err
   page = (workdir / "report.html").read_text()
@@ -227,3 +232,4 @@ def test_view_and_report_mistakes_are_one_line(capsys, tmp_path, shards, tiny_ru
   line = fails(capsys, "report", f"--workdir={tiny_run}", f"--shards={shards}", f"--output={tmp_path}/r.html")
   assert "validation.json: missing, run `egoscale evaluate` first" in line
   assert "takes no config" in fails(capsys, "view", f"--input={shards}", f"--output={tmp_path}/v.png", "--config.steps=1")
+  assert "--config.steps=1: found without --config=FILE" in fails(capsys, "evaluate", f"--workdir={tiny_run}", "--config.steps=1")

@@ -159,7 +159,7 @@ def toy(command):
   """The command, with what makes it quick behind it."""
   verb = command.split()[1] if command.startswith("egoscale ") else command.split()[0]
   more = []
-  if verb in ("train", "evaluate") or verb.endswith("local_pod.sh"):
+  if verb == "train" or verb.endswith("local_pod.sh"):
     more = TOY if "quickstart" in command or "debug" in command else []
     assert more, command
   return shlex.join([*shlex.split(command), *more]) if more else command

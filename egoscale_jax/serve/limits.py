@@ -20,6 +20,14 @@ class Limits:
   upper_2xJ: np.ndarray
   velocity_2xJ: np.ndarray
 
+  def check_units(self, joints_2xJ, joint_names):
+    """UserError where a joint is said to be more than a turn outside of its range: no hand is, but degrees are."""
+    beyond_2xJ = np.maximum(self.lower_2xJ - joints_2xJ, joints_2xJ - self.upper_2xJ)
+    if beyond_2xJ.max() > 2 * np.pi:
+      i, j = np.unravel_index(beyond_2xJ.argmax(), beyond_2xJ.shape)
+      told = f"{joints_2xJ[i, j]:g} of {joint_names[i][j]}, whose range is {self.lower_2xJ[i, j]:.3g} to {self.upper_2xJ[i, j]:.3g}"
+      raise UserError(f"state/joints: found {told}, expected radians")
+
   def enforce(self, joints_TxJ2, start_2xJ, step_s, done=0):
     """Targets [T, 2, J] -> float32 within the ranges, and no step faster than the speeds allow; the first `done` steps stay as they are.
 

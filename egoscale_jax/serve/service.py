@@ -169,6 +169,7 @@ class Service:
 
   def _prepare(self, values):
     seen = observation_lib.read(self.table, values, self.robot.horizon)
+    self.robot.limits.check_units(seen.joints_2xJ, self.robot.joint_names)
     request = seen.request(self.robot.embodiment, self.robot.has_state)
     try:
       return seen, request, self.robot.policy.row(request)

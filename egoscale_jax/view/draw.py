@@ -87,7 +87,8 @@ def to_pixels(points_Px3, T_world_camera, intrinsics):
 
 
 def sheet(images, columns):
-  """Equal-width pictures in rows on a light ground."""
+  """Equal-width pictures in rows of at most so many, on a light ground."""
+  columns = min(columns, len(images))
   width, height = max(i.width for i in images), max(i.height for i in images)
   rows = -(-len(images) // columns)
   page = Image.new("RGB", (columns * (width + 8) + 8, rows * (height + 8) + 8), (250, 250, 250))

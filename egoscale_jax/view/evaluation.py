@@ -9,11 +9,12 @@ from egoscale_jax.train import checkpoint, run
 from egoscale_jax.view import plots
 
 
-def evaluate(workdir, wanted):
+def evaluate(workdir, wanted=None):
   """`wanted`: a config of which `validation` and, if it names any, `data.shards` are taken. -> figures with the step, the .json's path."""
   check_workdir("workdir", workdir)
-  opened, params, step = run.open_run(workdir, shards=wanted.data.shards or None)
-  opened.config.validation = wanted.validation
+  opened, params, step = run.open_run(workdir, shards=wanted.data.shards or None if wanted else None)
+  if wanted:
+    opened.config.validation = wanted.validation
   figures = validation.Validation(opened.config, opened.prompt, opened.model, opened.statistics).run(params)
   if not figures["points"]:
     raise UserError(f"{opened.config.data.shards}: the validation split holds no labelled frame")

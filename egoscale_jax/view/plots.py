@@ -26,6 +26,7 @@ def baselines(figures, target=None):
   canvas, axes = panels(5.6, 3.2)
   bars = axes.bar(names, [figures[key] for key in keys], color=[ACCENT, "#93c5fd", MUTED, MUTED], width=0.62)
   axes.bar_label(bars, fmt="%.4f", padding=2, color=INK)
+  axes.margins(y=0.12)  # room for the tallest bar's figure below the title
   axes.set_ylabel("action MSE (normalised)")
   axes.set_title(f"{figures['points']} held-out queries, {figures['draws']} samples each", fontsize=10, color=INK)
   return png(canvas, target)

@@ -47,6 +47,14 @@ def test_joints_outside_of_their_range_come_back_no_faster_than_allowed():
   assert np.abs(np.diff(found, axis=0, prepend=np.float32(start)[None])).max() <= 0.1 + 1e-6
 
 
+def test_degrees_are_told_from_radians():
+  names = [("thumb", "index"), ("thumb", "index")]
+  bounds = limits.Limits(np.zeros((2, 2), np.float32), np.full((2, 2), 1.5, np.float32), np.full((2, 2), np.inf, np.float32))
+  bounds.check_units(np.array([[1.0, 7.7], [-6.2, 0.0]]), names)
+  with pytest.raises(UserError, match=r"^state/joints: found 45 of index, whose range is 0 to 1.5, expected radians$"):
+    bounds.check_units(np.array([[10.0, 0.5], [1.0, 45.0]]), names)
+
+
 def test_a_joint_without_a_target_stays():
   start = np.tile([-1.25, 0.3, 0.0], (2, 1))
   wanted = np.tile([np.nan, np.nan, 0.15], (3, 2, 1))

@@ -155,6 +155,13 @@ def test_the_own_client_goes_on_with_what_is_executed(served):
   assert apart(new.T_base_wrist_Tx2x4x4, old.T_base_wrist_Tx2x4x4[2:], 2) < apart(free["wrist"], old.T_base_wrist_Tx2x4x4[2:], 2)
 
 
+def test_joints_in_degrees_are_refused(served, connection):
+  joints = np.rad2deg(serving.middle(served.robot)) + 30.0
+  told = serving.ask(connection, serving.observation(served.robot, **{"state/joints": joints}))
+  assert re.fullmatch(r"state/joints: found \d\S* of \w+, whose range is .*, expected radians", told)
+  assert serving.ask(connection, serving.observation(served.robot))["joints"].shape[1:] == joints.shape
+
+
 def test_a_hand_that_the_training_data_never_had_stays_where_it_is(served, connection, monkeypatch):
   policy = served.robot.policy
   values = serving.observation(served.robot, 1)
