@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib.util
 import pathlib
+import re
 import sys
 
 from egoscale_jax.errors import UserError
@@ -84,3 +85,25 @@ def _value(key, text, old):
   if type(value) is not type(old):
     raise UserError(f"--config.{key}: found {text!r}, expected {type(old).__name__}, as in {old!r}")
   return value
+
+
+def flat(config, prefix=""):
+  """Nested dicts -> ("a.b.c", value), ..."""
+  for key, value in config.items():
+    if isinstance(value, dict):
+      yield from flat(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def changes(begun, now, what, free) -> list[str]:
+  """A line a field that differs between two configs as dicts, but for those that are free(key) and where a mixture's folders lie.
+
+  `what` began with the first; what the folders hold is told by their fingerprints.
+  """
+  old, new = dict(flat(begun)), dict(flat(now))
+  return [
+    f"config.{key}: found {new.get(key, 'nothing')}, {what} began with {old.get(key, 'nothing')}"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and not free(key) and not re.fullmatch(r"data\.mixture\..*\.(shards|pairs)", key)
+  ]

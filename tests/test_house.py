@@ -16,6 +16,7 @@ PACKAGE = ROOT / "egoscale_jax"
 # Low to high. A room may import its own files and those of rooms further left.
 ROOMS = (
   "errors",
+  "config",
   "zen4",
   "progress",
   "geometry",
@@ -28,7 +29,6 @@ ROOMS = (
   "policy",
   "serve",
   "view",
-  "config",
   "arguments",
   "cli",
 )

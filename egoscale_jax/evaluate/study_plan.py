@@ -13,6 +13,7 @@ import re
 import jax
 import ml_collections
 
+from egoscale_jax import config as config_lib
 from egoscale_jax.data import mixture, shards
 from egoscale_jax.errors import UserError
 from egoscale_jax.models import flops, vla
@@ -165,21 +166,8 @@ def only_config(config) -> dict:
 
 def check_same(old, new, where):
   """UserError that names the first fields in which a study differs from the one that `where` began with."""
-  before, now = dict(_flat(old["config"])), dict(_flat(new["config"]))
-  changed = [
-    f"config.{key}: found {now.get(key, 'nothing')}, the study began with {before.get(key, 'nothing')}"
-    for key in sorted(before.keys() | now.keys())
-    if before.get(key) != now.get(key) and key not in FREE and not re.fullmatch(r"data\.mixture\..*\.(shards|pairs)", key)
-  ]
+  changed = config_lib.changes(old["config"], new["config"], "the study", lambda key: key in FREE)
   if changed:
     raise UserError(f"--workdir={where} holds another study: {'; '.join(changed[:3])}; take a new --workdir")
   if old["data"] != new["data"]:
     raise UserError(f"config.data.shards: holds other data than the study of {where} began with; take a new --workdir")
-
-
-def _flat(config, prefix=""):
-  for key, value in config.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value

@@ -11,12 +11,12 @@ import functools
 import json
 import operator
 import pathlib
-import re
 import shutil
 
 import jax
 import ml_collections
 
+from egoscale_jax import config as config_lib
 from egoscale_jax.data import manifest, mixture, slots, spec, statistics, tokenizer
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand as hand_lib
@@ -101,7 +101,7 @@ def agree(config, workdir):
   mixture.folders(config)  # an error where there are none
   if config.wandb and distributed.is_first():
     weights_and_biases.load()
-  told = dict(_flat(json.loads(config.to_json()), "config."))
+  told = dict(config_lib.flat(json.loads(config.to_json()), "config."))
   distributed.check_same({"--workdir": str(workdir), **told, "contents of config.data.shards": mixture.fingerprint(config)})
 
 
@@ -241,14 +241,6 @@ def _folders(config):
   return sorted({path for folder in mixture.folders(config).values() for path in (folder["shards"], folder["pairs"]) if path})
 
 
-def _flat(config, prefix=""):
-  for key, value in config.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value
-
-
 def _check_resume(workdir, config):
   """A run goes on only with the config that it began with, but for what changes no number."""
   begun = workdir / "shards.sha256"
@@ -257,16 +249,9 @@ def _check_resume(workdir, config):
       f"--workdir={workdir}: {begun.name} is missing, so it has parameters alone, from which no run goes on; expected a new --workdir with"
       f" --config.init_from={workdir}"
     )
-  old = dict(_flat(json.loads((workdir / "config.json").read_text(encoding="utf-8"))))
-  new = dict(_flat(json.loads(config.to_json())))
   free = (*FREE_ON_RESUME, *(f"data.{name}" for name in FREE_DATA_ON_RESUME))
-  changed = [
-    f"config.{key}: found {new.get(key, 'nothing')}, the run began with {old.get(key, 'nothing')}"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key)
-    and not any(key == name or key.startswith(name + ".") for name in free)
-    and not re.fullmatch(r"data\.mixture\..*\.(shards|pairs)", key)  # where it lies; what it holds is told by its fingerprint
-  ]
+  old, new = json.loads((workdir / "config.json").read_text(encoding="utf-8")), json.loads(config.to_json())
+  changed = config_lib.changes(old, new, "the run", lambda key: any(key == name or key.startswith(name + ".") for name in free))
   if changed:
     raise UserError(f"--workdir={workdir} holds another run: {'; '.join(changed[:3])}; take a new --workdir")
   if mixture.fingerprint(config) != begun.read_text(encoding="utf-8"):
