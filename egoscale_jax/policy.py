@@ -155,6 +155,7 @@ class Policy:
       state_mask_B=np.asarray(self.state_from_camera(embodiment) is not None),
       action_BxTxA=np.zeros((m.horizon, m.action_dim), np.float32),
       action_mask_BxTxA=np.broadcast_to(learnt, (m.horizon, m.action_dim)),
+      action_dims_BxA=learnt,
       action_weight_BxTxA=np.ones((m.horizon, m.action_dim), np.float32),
       embodiment_B=np.asarray(c.data.slots[embodiment], np.int32),
       position_B=np.zeros((), np.int32),

@@ -114,6 +114,7 @@ class Assembler:
       state_mask_B=np.zeros(rows, bool),
       action_BxTxA=take(np.float32, rows, m.horizon, m.action_dim),
       action_mask_BxTxA=take(np.bool_, rows, m.horizon, m.action_dim),
+      action_dims_BxA=np.zeros((rows, m.action_dim), bool),
       action_weight_BxTxA=take(np.float32, rows, m.horizon, m.action_dim) if self._weighs else self._ones(rows),
       embodiment_B=np.zeros(rows, np.int32),
       position_B=np.zeros(rows, np.int32),
@@ -172,6 +173,7 @@ class Assembler:
     arrays = batch.action_BxTxA[where], batch.action_mask_BxTxA[where]  # views where the rows are a slice, else copies
     action, mask = (array[..., : slot.width].reshape(*array.shape[:2], 2, -1) for array in arrays)
     streams_lib.chunks(hands, told, slot.wrists, action, mask)
+    batch.action_dims_BxA[where, : slot.width] = slot.normalizer.learnt_A
     for array in arrays:
       array[..., slot.width :] = 0
     if not isinstance(where, slice):

@@ -55,7 +55,8 @@ class Batch:
   state_BxS: jax.Array  # float32, normalised
   state_mask_B: jax.Array  # bool; False: no proprioception (human video), a learned token stands in
   action_BxTxA: jax.Array  # float32, normalised
-  action_mask_BxTxA: jax.Array  # bool; the loss and the attention both obey it
+  action_mask_BxTxA: jax.Array  # bool: what has a label; for the loss alone, since a policy is not told where an episode ends
+  action_dims_BxA: jax.Array  # bool: what the embodiment has and learns; the policy reads and says these
   action_weight_BxTxA: jax.Array  # float32, 0..1: what each label counts in the training loss (actions.label_weight)
   embodiment_B: jax.Array  # int32, the adapter's slot
   position_B: jax.Array  # int32, the example's position in the infinite stream: its noise and time come from it
@@ -79,6 +80,7 @@ def batch_shapes(config, tokens: int):
     state_mask_B=shape(np.bool_),
     action_BxTxA=shape(np.float32, m.horizon, m.action_dim),
     action_mask_BxTxA=shape(np.bool_, m.horizon, m.action_dim),
+    action_dims_BxA=shape(np.bool_, m.action_dim),
     action_weight_BxTxA=shape(np.float32, m.horizon, m.action_dim),
     embodiment_B=shape(np.int32),
     position_B=shape(np.int32),

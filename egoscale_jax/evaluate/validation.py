@@ -5,7 +5,6 @@ question. The paper does not say in which space its MSE is; ours is the normalis
 degrees beside it.
 """
 
-import dataclasses
 import zlib
 
 import grain
@@ -51,17 +50,13 @@ class Validation:
     c, draws = self.model.config, self.config.validation.draws
     batch = augment.centred(batch, self.config.augment)
     features = self.model.apply({"params": params}, batch, method=vla.VLA.features)
-    action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
-
-    # At test time every dimension that the embodiment has is asked for; which steps have a label is not known to the policy.
-    asked = jnp.broadcast_to(self.asked_NxA[batch.embodiment_B][:, None], batch.action_mask_BxTxA.shape)
-    query = dataclasses.replace(batch, action_mask_BxTxA=asked)
+    action = flow.held(batch.action_BxTxA, batch.action_mask_BxTxA)
 
     def one(_, draw):
       key = jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, draw)
       noise_key, time_key = jnp.moveaxis(jax.vmap(jax.random.split)(key), 1, 0)
       noise = flow.sample_noise(noise_key, action.shape[1:])
-      sample = vla.sample(self.model, {"params": params}, features, query, noise, c.flow.steps)
+      sample = vla.sample(self.model, {"params": params}, features, batch, noise, c.flow.steps)
       time_B = flow.sample_time(time_key, c.flow.alpha, c.flow.scale)
       x_t = flow.interpolate(noise, action, time_B)
       velocity = self.model.apply({"params": params}, features, batch, x_t, time_B, method=vla.VLA.velocity)
@@ -70,14 +65,6 @@ class Validation:
 
     _, (samples, flow_error) = jax.lax.scan(one, None, jnp.arange(draws))
     return samples, jnp.mean(flow_error, axis=0)
-
-  @property
-  def asked_NxA(self):
-    """Of every adapter slot, the action dimensions that its hands have and that training has learnt."""
-    asked = np.zeros((self.model.config.expert.embodiments, self.model.config.action_dim), bool)
-    for number, slot in self.assembler.slots.items():
-      asked[number, : slot.width] = slot.normalizer.learnt_A
-    return jnp.asarray(asked)
 
   def batches(self):
     """Batches of the points, the last one filled up by repeating its first; with the points and their windows."""

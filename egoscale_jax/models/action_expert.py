@@ -104,11 +104,11 @@ class BlockGroup(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BxKxD, memory_MxBxLxNxH, time_BxGxD, clean_BxK, text_BxL, image_BxL, self_BxK):
+  def __call__(self, x_BxKxD, memory_MxBxLxNxH, time_BxGxD, clean_BxK, text_BxL, image_BxL):
     for i in range(self.blocks):
       block = Block(self.heads, self.head_dim, self.dropout, self.train, self.attention, self.dtype, name=f"block_{i}")
       memory = jax.tree.map(lambda a: a[i // 2], memory_MxBxLxNxH) if i % 2 == 0 else None  # noqa: B023
-      x_BxKxD = block(x_BxKxD, time_BxGxD, clean_BxK, memory, self_BxK if i % 2 else image_BxL if i else text_BxL)
+      x_BxKxD = block(x_BxKxD, time_BxGxD, clean_BxK, memory, None if i % 2 else image_BxL if i else text_BxL)
     return x_BxKxD, None
 
 
@@ -161,7 +161,7 @@ class ActionExpert(nn.Module):
   action_dim: int
   embodiments: int
   max_positions: int
-  mask_actions: bool  # N1.7 reads noise in masked action dimensions and steps; we do not, so that they change nothing
+  mask_actions: bool  # N1.7 reads noise in the action dimensions that an embodiment lacks; we do not, so that they change nothing
   time_buckets: int
   dropout: float
   state_dropout: float
@@ -182,16 +182,14 @@ class ActionExpert(nn.Module):
   def __call__(self, features, batch, x_BxTxA, time_B, executed_BxT, train):
     """features: vla.Features; batch: spec.Batch; executed: the steps of x that are clean actions, at t = 1, or None."""
     width, slot_B = self.heads * self.head_dim, batch.embodiment_B
-    action_mask_BxTxA = batch.action_mask_BxTxA
     bucket_BxG = jnp.floor(time_B * self.time_buckets)[:, None]
     bucket_BxT, clean_BxK = bucket_BxG, None
     if executed_BxT is not None:
       bucket_BxG = jnp.concatenate([bucket_BxG, jnp.full_like(bucket_BxG, self.time_buckets)], axis=1)
       bucket_BxT = jnp.where(executed_BxT, bucket_BxG[:, 1:], bucket_BxG[:, :1])
       clean_BxK = jnp.pad(executed_BxT, ((0, 0), (1, 0)))
-    if not self.mask_actions:
-      action_mask_BxTxA = jnp.ones_like(action_mask_BxTxA)
-    x_BxTxA, step_mask_BxT = jnp.where(action_mask_BxTxA, x_BxTxA, 0.0), jnp.any(action_mask_BxTxA, axis=-1)
+    if self.mask_actions:
+      x_BxTxA = jnp.where(batch.action_dims_BxA[:, None], x_BxTxA, 0.0)
 
     state_Bx1xD = self.encode_state(batch.state_BxS, batch.state_mask_B, slot_B, train)
     action_BxTxD = ActionEncoder(self.embodiments, width, self.dtype, name="action_encoder")(x_BxTxA, bucket_BxT, slot_B)
@@ -204,8 +202,7 @@ class ActionExpert(nn.Module):
     time_BxGxD = pin(layers.dense(width, "time_out", self.dtype)(pin(time_BxGxD)))
     text_BxL = features.token_mask_BxL & ~features.is_image_BxL
     image_BxL = features.token_mask_BxL & features.is_image_BxL
-    self_BxK = jnp.concatenate([jnp.ones_like(step_mask_BxT[:, :1]), step_mask_BxT], axis=1)
-    x = self._blocks(x, features.memory, (time_BxGxD, clean_BxK, text_BxL, image_BxL, self_BxK), train)
+    x = self._blocks(x, features.memory, (time_BxGxD, clean_BxK, text_BxL, image_BxL), train)
 
     shift_BxKxD, scale_BxKxD = modulation(pin(layers.dense(2 * width, "modulate_out", self.dtype)(pin(nn.silu(time_BxGxD)))), clean_BxK)
     x = layers.layer_norm("norm_out", self.dtype, affine=False)(x) * (1 + scale_BxKxD) + shift_BxKxD

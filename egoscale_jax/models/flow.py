@@ -25,6 +25,19 @@ def sample_noise(key_B, shape):
   return jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
 
 
+def held(action_BxTxA, mask_BxTxA):
+  """Actions where there is a label; else the last one before, or the first one after, or 0: what the policy is shown there, never its loss.
+
+  A policy that is asked sees noise become actions in all steps. One that was trained with unlabelled steps left out, or at 0, has read off
+  them how near the end of the episode is, for robots the best clock there is; it is asked without, and does what is done at the beginning.
+  """
+  steps = action_BxTxA.shape[1]
+  step_1xTx1 = jnp.arange(steps)[None, :, None]
+  before = jax.lax.cummax(jnp.where(mask_BxTxA, step_1xTx1, -1), axis=1)
+  after = jax.lax.cummin(jnp.where(mask_BxTxA, step_1xTx1, steps - 1), axis=1, reverse=True)
+  return jnp.take_along_axis(jnp.where(mask_BxTxA, action_BxTxA, 0.0), jnp.where(before >= 0, before, after), axis=1)
+
+
 def interpolate(noise_BxTxA, action_BxTxA, time_B):
   t = time_B[:, None, None]
   return (1.0 - t) * noise_BxTxA + t * action_BxTxA

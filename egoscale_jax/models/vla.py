@@ -77,7 +77,7 @@ class VLA(nn.Module):
 
   @pinning.on_mesh
   def velocity(self, features, batch, x_BxTxA, time_B, train=False, executed_BxT=None):
-    """Velocity [B, T, A] float32 at (x_t, t). Masked action values are zeroed before they are read, masked steps are not attended to.
+    """Velocity [B, T, A] float32 at (x_t, t). Dimensions that the embodiment lacks are zeroed before they are read.
 
     B may be a multiple of the features' batch: the draws of an example stand together.
     """
@@ -101,6 +101,7 @@ def blank_batch(c, size, **fields):
     state_mask_B=np.ones(size, bool),
     action_BxTxA=action,
     action_mask_BxTxA=np.ones(action.shape, bool),
+    action_dims_BxA=np.ones((size, c.action_dim), bool),
     action_weight_BxTxA=np.ones(action.shape, np.float32),
     embodiment_B=np.zeros(size, np.int32),
     position_B=np.zeros(size, np.int32),
@@ -163,7 +164,7 @@ def loss_sum(model, params, batch, seed, draws, train=True):
   key_B = jax.vmap(lambda key: jax.random.split(key, draws))(key_B).reshape(-1)  # [B * draws], an example's draws together
   batch = jax.tree.map(lambda a: jnp.repeat(a, draws, axis=0), dataclasses.replace(batch, image_BxCxYxXx3=None, token_BxL=None))
   noise_key, time_key = jnp.moveaxis(jax.vmap(jax.random.split)(key_B), 1, 0)
-  action = jnp.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0.0)
+  action = flow.held(batch.action_BxTxA, batch.action_mask_BxTxA)
   noise = flow.sample_noise(noise_key, action.shape[1:])
   time_B = flow.sample_time(time_key, c.alpha, c.scale)
   x_t, mask, executed = flow.interpolate(noise, action, time_B), batch.action_mask_BxTxA, None
@@ -178,7 +179,7 @@ def loss_sum(model, params, batch, seed, draws, train=True):
 
 
 def sample(model, params, features, batch, noise_BxTxA, steps, known_BxTxA=None, keep_BxT=None):
-  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; what stands in masked dimensions is of no use.
+  """Action chunk [B, T, A], normalised, from noise: `steps` Euler steps; what stands in dimensions that the embodiment lacks is of no use.
 
   Real-time chunking: `known` = what is being executed, keep = 1 for the steps that are certain, falling to 0 (flow.euler). A model that was
   trained with config.model.flow.prefix reads the certain steps as they are, at t = 1.

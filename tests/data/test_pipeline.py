@@ -171,7 +171,10 @@ def test_steps_past_the_end_and_from_a_missing_hand_are_masked(setup, clip):
   np.testing.assert_array_equal(hands[:, 0].all(axis=1), np.arange(len(hands)) < 3)
   assert not hands[:, 1].any()
   start = dataclasses.replace(clip, valid_Fx2=np.where(np.arange(len(clip.valid_Fx2))[:, None] == 3, False, clip.valid_Fx2))
-  assert not make(assembler, examples.Window(start, 3)).action_mask_BxTxA.any()
+  lost = make(assembler, examples.Window(start, 3))
+  assert not lost.action_mask_BxTxA.any()
+  dims = np.arange(config.model.action_dim) < 62  # what the hand has, whatever is labelled
+  np.testing.assert_array_equal(lost.action_dims_BxA, dims[None])
 
 
 def test_a_robot_that_tells_its_joints_alone_has_no_wrist_labels(setup, clip):

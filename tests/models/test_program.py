@@ -141,10 +141,11 @@ def masked():
   image_mask[0, 0] = state_mask[3] = False
   action_mask[1, :, 31:62], action_mask[2, -3:] = False, False
   changes = dict(token_BxL=token, image_mask_BxC=image_mask, state_mask_B=state_mask, action_mask_BxTxA=action_mask)
+  changes |= dict(action_dims_BxA=np.arange(action_mask.shape[-1]) < np.array([62, 31, 62, 64])[:, None])
   return model, {"params": tiny.params(vla.param_shapes(model))}, dataclasses.replace(batch, **changes), n
 
 
-def test_masked_steps_dims_and_state_have_no_gradient(masked):
+def test_dims_that_an_embodiment_lacks_and_masked_state_have_no_gradient_and_unlabelled_steps_have(masked):
   model, params, batch, _ = masked
   features = jax.jit(lambda p: model.apply(p, batch, method=vla.VLA.features))(params)
   x = jax.random.normal(jax.random.key(0), batch.action_BxTxA.shape)
@@ -152,10 +153,10 @@ def test_masked_steps_dims_and_state_have_no_gradient(masked):
 
   def output(x, state):
     out = model.apply(params, features, dataclasses.replace(batch, state_BxS=state), x, t, method=vla.VLA.velocity)
-    return jnp.sum(jnp.where(batch.action_mask_BxTxA, jnp.sin(out), 0.0))
+    return jnp.sum(jnp.where(batch.action_mask_BxTxA & batch.action_dims_BxA[:, None], jnp.sin(out), 0.0))
 
   of_x, of_state = jax.jit(jax.grad(output, argnums=(0, 1)))(x, jnp.asarray(batch.state_BxS))
-  np.testing.assert_array_equal(np.asarray(of_x) != 0, batch.action_mask_BxTxA)
+  np.testing.assert_array_equal(np.asarray(of_x) != 0, np.broadcast_to(batch.action_dims_BxA[:, None], of_x.shape))
   np.testing.assert_array_equal(np.any(np.asarray(of_state) != 0, axis=1), batch.state_mask_B)
 
 

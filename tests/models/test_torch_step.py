@@ -93,7 +93,7 @@ def torch_inputs(config, batch):
       in_pixel_values=repeat(patch).reshape(-1, patch.shape[-1]),
       in_image_grid_thw=np.array([cells] * (DRAWS * len(patch))),
       in_state=repeat(batch.state_BxS),
-      in_action=repeat(np.where(batch.action_mask_BxTxA, batch.action_BxTxA, 0)),  # our batches may hold anything where there is no label
+      in_action=repeat(np.asarray(flow.held(batch.action_BxTxA, batch.action_mask_BxTxA))),
       in_action_mask=repeat(batch.action_mask_BxTxA).astype(np.float32),
       in_embodiment_id=repeat(batch.embodiment_B),
       in_noise=np.asarray(flow.sample_noise(noise_key, batch.action_BxTxA.shape[1:])),

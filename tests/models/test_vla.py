@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from egoscale_jax import config as config_lib
 from egoscale_jax.data import spec
-from egoscale_jax.models import vla
+from egoscale_jax.models import flow, vla
 from egoscale_jax.train import sharding
 
 
@@ -76,6 +76,29 @@ def test_poisoned_padding_changes_neither_loss_nor_gradient(setup):
   assert loss == other_loss
   # The embedding rows of the poison tokens get no gradient either: all leaves are equal to the bit.
   jax.tree.map(np.testing.assert_array_equal, grads, other_grads)
+
+
+def test_a_policy_is_not_told_where_an_episode_ends(setup, features, velocity):
+  """Of two examples that differ in what is labelled it sees the same, from noise on: asked on a robot, it is told nothing either."""
+  _, _, params, batch, value_and_grad = setup
+  cut = dataclasses.replace(
+    batch, action_mask_BxTxA=np.broadcast_to(np.arange(batch.action_BxTxA.shape[1])[:, None] < 2, batch.action_BxTxA.shape)
+  )
+  noise = jax.random.normal(jax.random.key(3), batch.action_BxTxA.shape)
+  seen = features(params, batch)
+  whole, short = (velocity(params, seen, given, noise, jnp.zeros(len(noise))) for given in (batch, cut))
+  np.testing.assert_array_equal(whole, short)
+  held = np.where(cut.action_mask_BxTxA, batch.action_BxTxA, batch.action_BxTxA[:, 1:2])
+  loss = value_and_grad(params, cut)[0]
+  assert loss == value_and_grad(params, dataclasses.replace(cut, action_BxTxA=held))[0]
+  assert loss != value_and_grad(params, dataclasses.replace(batch, action_BxTxA=held))[0]  # what is held is no label
+
+
+def test_without_a_label_the_last_one_is_held():
+  nan = np.nan
+  action = np.array([[nan, 1.0, 2.0, nan], [nan, nan, nan, nan], [3.0, nan, 4.0, nan]], np.float32).T[None]
+  expected = np.array([[1.0, 1.0, 2.0, 2.0], [0.0] * 4, [3.0, 3.0, 4.0, 4.0]], np.float32).T[None]
+  np.testing.assert_array_equal(flow.held(action, np.isfinite(action)), expected)
 
 
 def test_what_is_not_masked_is_seen(setup):
