@@ -148,6 +148,9 @@ def test_parts_of_a_batch_add_up_to_the_whole(steps):
   difference = jax.tree.map(jnp.subtract, *moments)
   assert optax.tree.norm(difference) < 1e-6 * optax.tree.norm(moments[0])
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(moments[0]), jax.tree.leaves(moments[1])):
+    if path_name(path) == "0/expert/memory/key/bias":  # not rotated: it cancels in the softmax, and its gradient is nothing but rounding
+      assert max(np.abs(a).max(), np.abs(b).max()) < 1e-7 * optax.tree.norm(moments[0]), path_name(path)
+      continue
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max() + 1e-9, err_msg=path_name(path))
 
 
