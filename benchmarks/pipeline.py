@@ -99,10 +99,11 @@ def bare_decoder(folder, seconds=3.0):
   return count / (time.process_time() - began), np.mean([len(d) for d in data])
 
 
-def speed(folder, examples, rounds=5):
+def speed(folder, examples, rounds=20):
   """-> ([(the decoder's, the pipeline's examples a CPU second)], different episodes a batch), in turns, so that both have the same machine.
 
-  Each waits until the prefetch is full, for its threads' time is the process's too.
+  Short turns, since the machine's own speed wanders by a tenth within seconds. Each waits until the prefetch is full, for its threads' time
+  is the process's too.
   """
   config = make_config(folder, batch_size=256, steps=10**9, **{"data.prefetch_bytes": 2**28})
   batches = open_batches(config)
@@ -111,7 +112,7 @@ def speed(folder, examples, rounds=5):
   rates, episodes, steps = [], [], max(examples // 256 // rounds, 1)
   for _ in range(rounds):
     _wait_until_idle()
-    decoder, _ = bare_decoder(folder)
+    decoder, _ = bare_decoder(folder, 1.0)
     began = time.process_time()
     for _ in range(steps):
       next(batches)
@@ -172,7 +173,12 @@ def main():
   print(f"pictures of {bare_decoder(folder)[1]:.0f} bytes; examples a CPU second:")
   for decoder, rate in rates:
     print(f"  bare decoder {decoder:.0f}, pipeline {rate:.0f} = {rate / decoder:.1%}")
-  print(f"  median share {np.median([rate / decoder for decoder, rate in rates]):.1%}")
+  decoder, rate = np.median(rates, axis=0)
+  shares = [rate / decoder for decoder, rate in rates]
+  print(
+    f"  medians {decoder:.0f} and {rate:.0f}; of the shares {np.median(shares):.1%}, half of them within {np.percentile(shares, 25):.1%}"
+    f" and {np.percentile(shares, 75):.1%}"
+  )
   ideal = ideal_episodes(folder)
   print(f"different episodes in a batch of 256: {episodes:.1f}; ideal sampling {ideal:.1f}; ratio {episodes / ideal:.3f}")
   for step in (0, 10**8):

@@ -25,7 +25,7 @@ def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
   """
   rows, steps = len(joints_BxTx2xJ), joints_BxTx2xJ.shape[1] - 1
   hand_BxTx2xD = np.empty((rows, steps, 2, WRIST_DIM + joints_BxTx2xJ.shape[-1]), np.float32)
-  hand_BxTx2xD[..., :WRIST_DIM] = relative_wrists(T_world_wrist_BxTx2x4x4[..., :3, :])
+  lay_out(relative(T_world_wrist_BxTx2x4x4[..., :3, :].transpose(0, 2, 3, 1, 4).copy()), hand_BxTx2xD)
   hand_BxTx2xD[..., WRIST_DIM:] = joints_BxTx2xJ[:, 1:]
   mask_BxTx2x1 = (valid_BxTx2[:, 1:] & valid_BxTx2[:, :1])[..., None]
   whole = np.isfinite(hand_BxTx2xD.sum(dtype=np.float64))  # one NaN anywhere, and the sum is one
@@ -35,19 +35,33 @@ def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
   return hand_BxTx2xD.reshape(rows, steps, -1), mask.reshape(rows, steps, -1)
 
 
-def relative_wrists(pose_BxTx2x3x4):
-  """Start and T steps -> [B, T, 2, 9], each step as it is seen from the start: xyz + rot6d."""
-  rows, steps = len(pose_BxTx2x3x4), pose_BxTx2x3x4.shape[1] - 1
-  start_Bx2x3x4 = pose_BxTx2x3x4[:, 0]
-  # One product of [3, 3] with [3, 4 * T] a row and hand, not T of them: numpy's own cost is by the product.
-  pose_Bx2x3xTx4 = pose_BxTx2x3x4[:, 1:].transpose(0, 2, 3, 1, 4).copy()
-  pose_Bx2x3xTx4[..., 3] -= start_Bx2x3x4[:, :, :, None, 3]
-  relative = start_Bx2x3x4[..., :3].swapaxes(-1, -2) @ pose_Bx2x3xTx4.reshape(rows, 2, 3, steps * 4)
-  relative_BxTx2x3x4 = relative.reshape(rows, 2, 3, steps, 4).transpose(0, 3, 1, 2, 4)
-  wrist_BxTx2x9 = np.empty((rows, steps, 2, WRIST_DIM), np.float32)
-  wrist_BxTx2x9[..., :3] = relative_BxTx2x3x4[..., 3]
-  wrist_BxTx2x9[..., 3:6], wrist_BxTx2x9[..., 6:9] = relative_BxTx2x3x4[..., 0, :3], relative_BxTx2x3x4[..., 1, :3]  # geometry.so3_to_rot6d
-  return wrist_BxTx2x9
+def relative(pose_Bx2x3xSx4):
+  """Upper rows of poses at the start and S - 1 = T steps -> the steps as they are seen from the start, [B, 2, 3, T, 4].
+
+  It overwrites its argument. The steps stand inside: one product of [3, 3] with [3, 4 * T] a row and hand, not T of them, since numpy's
+  own cost is by the product.
+  """
+  rows, steps = len(pose_Bx2x3xSx4), pose_Bx2x3xSx4.shape[3] - 1
+  start_Bx2x3x4 = pose_Bx2x3xSx4[:, :, :, 0]
+  pose_Bx2x3xSx4[:, :, :, 1:, 3] -= start_Bx2x3x4[..., None, 3]
+  flat = pose_Bx2x3xSx4.reshape(rows, 2, 3, -1)[..., 4:]
+  return (start_Bx2x3x4[..., :3].swapaxes(-1, -2) @ flat).reshape(rows, 2, 3, steps, 4)
+
+
+def lay_out(relative_Bx2x3xTx4, hand_BxTx2xD):
+  """What `relative` gives -> the first nine numbers of each step and hand: xyz + rot6d (geometry.so3_to_rot6d)."""
+  steps_BxTx2x3x4 = relative_Bx2x3xTx4.transpose(0, 3, 1, 2, 4)
+  hand_BxTx2xD[..., :3] = steps_BxTx2x3x4[..., 3]
+  rot6d_BxTx2x6 = hand_BxTx2xD[..., 3:WRIST_DIM]
+  rot6d_BxTx2x6.reshape(*rot6d_BxTx2x6.shape[:3], 2, 3)[:] = steps_BxTx2x3x4[..., :2, :3]  # a view: the last axis alone is split
+
+
+def lay_in(value_2x9, steps: int):
+  """A number for each of the nine -> [2, 3, T, 4], where `relative` has them; 0 where it has what is not among them."""
+  placed_2x3xTx4 = np.zeros((2, 3, steps, 4), value_2x9.dtype)
+  placed_2x3xTx4[..., 3] = value_2x9[:, :3, None]
+  placed_2x3xTx4[:, :2, :, :3] = value_2x9[:, 3:].reshape(2, 2, 1, 3)
+  return placed_2x3xTx4
 
 
 def make_chunk(T_world_wrist_Fx2x4x4, joints_Fx2xJ, valid_Fx2, start: int, horizon: int, stride: int = 1):
@@ -98,10 +112,15 @@ def make_state(T_world_camera, T_world_wrist_2x4x4, joints_2xJ):
   From the camera and not from the world, whose origin means nothing for a human. The world of a robot is its base: with the identity as
   T_world_camera its wrists are seen from there. NaN where a hand is missing.
   """
-  T_camera_wrist = geometry.se3_inverse(T_world_camera)[..., None, :, :] @ T_world_wrist_2x4x4
-  rot6d = geometry.so3_to_rot6d(T_camera_wrist[..., :3, :3])
-  hands = np.concatenate([T_camera_wrist[..., :3, 3], rot6d, joints_2xJ], axis=-1)
-  return hands.reshape(*hands.shape[:-2], -1).astype(np.float32)
+  camera, wrist = T_world_camera[..., None, :3, :], T_world_wrist_2x4x4[..., :3, :]
+  # Not geometry.se3_inverse and a product of 4 x 4, which make ten small arrays more: this is done for every record that is read.
+  rotation = camera[..., :3].swapaxes(-1, -2)
+  hands = np.empty((*joints_2xJ.shape[:-1], WRIST_DIM + joints_2xJ.shape[-1]), np.float32)
+  hands[..., :3] = (rotation @ (wrist[..., 3] - camera[..., 3])[..., None])[..., 0]
+  rot6d = hands[..., 3:WRIST_DIM]
+  rot6d.reshape(*rot6d.shape[:-1], 2, 3)[:] = (rotation @ wrist[..., :3])[..., :2, :]
+  hands[..., WRIST_DIM:] = joints_2xJ
+  return hands.reshape(*hands.shape[:-2], -1)
 
 
 def normalize_state(state_A, normalizer):

@@ -187,11 +187,13 @@ def serialize(record: dict, record_features, numbers) -> bytes:
 def read_clip(data: bytes | memoryview) -> Clip:
   """ValueError where the bytes are no clip record. The arrays are views of the bytes, and cannot be written."""
   values, arrays = _decode(data, spec.CLIP_NUMBERS, spec.CLIP_TEXTS)
-  cameras = tuple(values["cameras"].split(","))
+  cameras = _cameras(values["cameras"])
   pictures = len(cameras) * (1 if values["codec"] == H264 else len(arrays["keypoints"]))
   rows = {len(arrays[name]) for name in ("T_world_wrist", "joints", "valid", "residual_m")}
   if len(arrays[spec.CLIP_PICTURES]) != 2 * pictures or len(rows) != 1 or arrays["stride"] < 1:
     raise ValueError(f"not a record of this version: {len(arrays[spec.CLIP_PICTURES]) // 2} pictures and labels of {sorted(rows)} frames")
+  if (len(arrays["keypoints"]) - 1) * arrays["stride"] >= min(rows):
+    raise ValueError(f"not a record of this version: its last picture is past the {min(rows)} frames of its labels")
   return Clip(
     **values | {"cameras": cameras},
     start=int(arrays["start"]),
@@ -207,6 +209,12 @@ def read_clip(data: bytes | memoryview) -> Clip:
     valid_Fx2=arrays["valid"],
     residual_m_Fx2=arrays["residual_m"],
   )
+
+
+@functools.lru_cache(maxsize=1024)
+def _cameras(names: str) -> tuple[str, ...]:
+  """One and the same tuple for all clips of a data set: what looks it up in a dict, as each row does, finds it where it was."""
+  return tuple(names.split(","))
 
 
 def read_labels(data: bytes) -> tuple[dict, schema.Labels]:

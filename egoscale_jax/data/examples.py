@@ -13,7 +13,7 @@ from egoscale_jax.data import streams as streams_lib
 from egoscale_jax.data.spec import Batch
 from egoscale_jax.errors import UserError
 
-_TOGETHER = 64  # rows whose chunks are made at once: what lies between stays in the processor's cache, and needs no fresh pages
+_TOGETHER = 32  # rows whose chunks are made at once: what lies between stays in the processor's cache, and needs no fresh pages
 FIRST = "ego"  # of config.data.cameras: the first camera of an episode, whatever it is called
 
 
@@ -36,14 +36,11 @@ class Slot:
 
   statistics: statistics.Statistics
   normalizer: statistics.Normalizer
+  wrists: streams_lib.Wrists
 
   @property
   def width(self) -> int:
     return len(self.normalizer.low_A)
-
-  @functools.cached_property
-  def wrists(self) -> statistics.Normalizer:
-    return self.normalizer.of(slice(actions.WRIST_DIM))
 
 
 class Buffers:
@@ -83,6 +80,7 @@ class Assembler:
     self.data, self.model, self.slots = data, model, slots
     self._prompt = functools.lru_cache(maxsize=65536)(prompt)  # data sets repeat their instructions
     self._find, self.state_from_camera = functools.cache(self._find_cameras), functools.cache(self._find_state)
+    self._present = functools.cache(lambda names: tuple(camera is not None for camera in self._find_cameras(names)))
     self._prompt_of, self._buffers = prompt, Buffers()
     # Read once: a look-up in a ConfigDict costs as much as a row's share of everything else.
     self._size, self._cameras, self._slot_of = tuple(data.image_size), tuple(data.cameras), dict(data.slots)
@@ -134,7 +132,6 @@ class Assembler:
         picture_YxXx3[:] = 0
       else:
         transforms.decode_into(window.clip, window.image, camera, picture_YxXx3, self._crop)
-        batch.image_mask_BxC[row, place] = True
 
   def _find_cameras(self, names) -> tuple[int | None, ...]:
     """Where each camera of the config is among those of a clip."""
@@ -151,6 +148,7 @@ class Assembler:
   def fill(self, batch: Batch, windows: list[Window], position_B) -> Batch:
     """All but the pictures."""
     batch.position_B[:] = position_B
+    batch.image_mask_BxC[:] = [self._present(window.clip.cameras) for window in windows]
     streams = [window.streams or self.streams(window.clip) for window in windows]
     for row, window in enumerate(windows):
       batch.token_BxL[row], batch.token_mask_BxL[row] = self._prompt(window.clip.text)
@@ -169,10 +167,9 @@ class Assembler:
     d, m = self.data, self.model
     frames = [window.frame for window in windows]
     self._fill_state(batch, where, windows, streams, slot)
-    hands, told = streams_lib.gather(streams, frames, m.horizon, d.stride)
     arrays = batch.action_BxTxA[where], batch.action_mask_BxTxA[where]  # views where the rows are a slice, else copies
     action, mask = (array[..., : slot.width].reshape(*array.shape[:2], 2, -1) for array in arrays)
-    streams_lib.chunks(hands, told, slot.wrists, action, mask)
+    streams_lib.chunks(streams, frames, d.stride, slot.wrists, action, mask)
     batch.action_dims_BxA[where, : slot.width] = slot.normalizer.learnt_A
     for array in arrays:
       array[..., slot.width :] = 0
@@ -218,5 +215,6 @@ def make_assembler(config, prompt, stats: dict[int, statistics.Statistics]) -> A
       raise UserError(f"config.model.action_dim: found {m.action_dim}, the hand {table.hand} needs {needed}")
     if needed > m.state_dim and any(actions.has_state(d, name) for name, of in d.slots.items() if of == number):
       raise UserError(f"config.model.state_dim: found {m.state_dim}, the hand {table.hand} needs {needed}")
-    slots[number] = Slot(table, table.normalizer(m.horizon, d.stride, d.resting))
+    normalizer = table.normalizer(m.horizon, d.stride, d.resting)
+    slots[number] = Slot(table, normalizer, streams_lib.wrists(normalizer, m.horizon))
   return Assembler(d.copy_and_resolve_references(), m.copy_and_resolve_references(), prompt, slots)

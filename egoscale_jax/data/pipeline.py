@@ -32,9 +32,11 @@ class Info:
 
 
 class Cache:
-  """Records that have windows left, the most recently used ones up to a number of bytes; safe for threads.
+  """Records that have windows left, the most recently read ones up to a number of bytes; safe for threads.
 
-  What has been taken `uses` times leaves at once, and its memory serves the next record (data/memory.py).
+  What has been taken `uses` times leaves at once, and its memory serves the next record (data/memory.py). Those read first are nearest to
+  that, so they are the ones to lose where memory is short; an order by last use would move an entry between two others at each window, and
+  none of the three is in the processor's cache.
   """
 
   def __init__(self, limit: int, uses: int):
@@ -43,17 +45,17 @@ class Cache:
   def get(self, key, read):
     """read(*key) -> (value, its bytes)."""
     with self._lock:
-      if key in self._held:
-        value, size, left = self._held.pop(key)
-        if left > 1:
-          self._held[key] = (value, size, left - 1)  # at the end: used last
-        else:
-          self._size -= size
-        return value
+      held = self._held.get(key)
+      if held is not None:
+        held[2] -= 1
+        if not held[2]:
+          del self._held[key]
+          self._size -= held[1]
+        return held[0]
     value, size = read(*key)  # not under the lock: two threads may read one record, and both get the same
     with self._lock:
       if key not in self._held and self._uses > 1:
-        self._held[key] = (value, size, self._uses - 1)
+        self._held[key] = [value, size, self._uses - 1]
         self._size += size
         while self._size > self._limit and len(self._held) > 1:
           self._size -= self._held.popitem(last=False)[1][1]

@@ -1,6 +1,6 @@
 """What the chunks of a clip need of it, worked out once a record: its windows overlap, so each joint is in some ten of them.
 
-Hands lie side by side with one float array a frame, since numpy's own cost of a row's copy is that of a hundred numbers. H = 12 + J.
+It is kept the way that a chunk takes it, as one slice of each array: numpy's own cost of a row's copy is that of a hundred numbers.
 """
 
 import dataclasses
@@ -11,33 +11,53 @@ from egoscale_jax.data import actions, clips, schema
 from egoscale_jax.data.statistics import Normalizer
 from egoscale_jax.errors import UserError
 
-_POSE = 12  # the upper three rows of T_world_wrist
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Streams:
   slot: int  # of its embodiment
-  hands_Fx2xH: np.ndarray  # float32: the wrist as it is, the joints normalised and 0 where they are no label
-  told_Fx2xM: np.ndarray  # bool, M = 1 + J: the hand is valid; the joint is a label to be learnt
+  pose_2x3xFx4: np.ndarray  # float32: the upper rows of T_world_wrist
+  joints_Fx2xJ: np.ndarray  # float32, normalised, 0 where they are no label
+  told_Fx2xD: np.ndarray  # bool, D = 9 + J: the hand is valid, and the number is one to be learnt
+  whole: bool  # every hand is valid, every wrist finite and to be learnt: no chunk needs a closer look
+  valid_Fx2: np.ndarray
   residual_m_Fx2: np.ndarray
   state_NxA: np.ndarray | None  # float32 normalised proprioception at every picture, NaN where a hand is missing; None: it has none
 
   @property
   def nbytes(self) -> int:
-    return self.hands_Fx2xH.nbytes + self.told_Fx2xM.nbytes + (0 if self.state_NxA is None else self.state_NxA.nbytes)
+    kept = (self.pose_2x3xFx4, self.joints_Fx2xJ, self.told_Fx2xD, self.state_NxA)
+    return sum(array.nbytes for array in kept if array is not None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wrists:
+  """A Normalizer's nine numbers of the wrists, where actions.relative has them; once for every step, else numpy would go by fours."""
+
+  low_2x3xTx4: np.ndarray
+  scale_2x3xTx4: np.ndarray
+
+  def normalize(self, relative_Bx2x3xTx4):
+    """In place, number for number what Normalizer.normalize does."""
+    relative_Bx2x3xTx4 -= self.low_2x3xTx4
+    relative_Bx2x3xTx4 *= self.scale_2x3xTx4
+    relative_Bx2x3xTx4 -= 1.0
+
+
+def wrists(normalizer: Normalizer, horizon: int) -> Wrists:
+  """normalizer: of the whole action."""
+  part = normalizer.of(slice(actions.WRIST_DIM))
+  return Wrists(actions.lay_in(part.low_A, horizon), actions.lay_in(2.0 / (part.high_A - part.low_A), horizon))
 
 
 def make(clip: clips.Clip, slot: int, normalizer: Normalizer, state_NxA: np.ndarray | None) -> Streams:
   """normalizer: of the whole action, A = 2 * (9 + J). state_NxA: of state()."""
-  frames, _, joints = clip.joints_Fx2xJ.shape
-  hands = np.empty((frames, 2, _POSE + joints), np.float32)
-  hands[..., :_POSE] = clip.T_world_wrist_Fx2x4x4[:, :, :3].reshape(frames, 2, _POSE)
-  told = np.empty((frames, 2, 1 + joints), bool)
-  told[..., 0] = clip.valid_Fx2
-  part = normalizer.of(slice(actions.WRIST_DIM, None))
-  told[..., 1:] = clip.valid_Fx2[..., None] & np.isfinite(clip.joints_Fx2xJ) & part.learnt_A
-  hands[..., _POSE:] = np.where(told[..., 1:], part.normalize(clip.joints_Fx2xJ), 0.0)
-  return Streams(slot, hands, told, clip.residual_m_Fx2, state_NxA)
+  pose = clip.T_world_wrist_Fx2x4x4[:, :, :3].transpose(1, 2, 0, 3).copy()
+  told = clip.valid_Fx2[..., None] & normalizer.learnt_A.reshape(2, -1)
+  told[..., actions.WRIST_DIM :] &= np.isfinite(clip.joints_Fx2xJ)
+  joints = normalizer.of(slice(actions.WRIST_DIM, None)).normalize(clip.joints_Fx2xJ)
+  joints[~told[..., actions.WRIST_DIM :]] = 0.0
+  whole = bool(told[..., : actions.WRIST_DIM].all() and np.isfinite(pose).all())
+  return Streams(slot, pose, joints, told, whole, clip.valid_Fx2, clip.residual_m_Fx2, state_NxA)
 
 
 def state(clip: clips.Clip, normalizer: Normalizer, from_camera: bool) -> np.ndarray:
@@ -55,41 +75,35 @@ def state(clip: clips.Clip, normalizer: Normalizer, from_camera: bool) -> np.nda
   return actions.normalize_state(actions.make_state(camera, wrist, joints), normalizer)
 
 
-def gather(streams_B: list[Streams], frame_B: list[int], horizon: int, stride: int):
-  """-> hands [B, T + 1, 2, H] and told [B, T + 1, 2, M]: the start, then the T steps. Nothing is told past the last frame."""
-  steps, rows = stride * np.arange(horizon + 1), len(streams_B)
-  hands = np.empty((rows, horizon + 1, *streams_B[0].hands_Fx2xH.shape[1:]), np.float32)
-  told = np.empty((rows, horizon + 1, *streams_B[0].told_Fx2xM.shape[1:]), bool)
-  for row, (streams, frame) in enumerate(zip(streams_B, frame_B)):
-    last = len(streams.told_Fx2xM) - 1
-    if frame + stride * horizon <= last:
-      take = slice(frame, frame + stride * horizon + 1, stride)
-      hands[row], told[row] = streams.hands_Fx2xH[take], streams.told_Fx2xM[take]
-    else:
-      take, past = np.minimum(frame + steps, last), frame + steps > last
-      hands[row], told[row] = streams.hands_Fx2xH[take], streams.told_Fx2xM[take]
-      hands[row, past, :, _POSE:], told[row, past] = 0.0, False
-  return hands, told
+def chunks(streams_B: list[Streams], frame_B: list[int], stride: int, wrists: Wrists, action_BxTx2xD, mask_BxTx2xD):
+  """Actions, normalised, and their mask, written into the last two, which actions.make_chunks describes.
 
-
-def chunks(hands_BxTxH, told_BxTxM, wrists: Normalizer, action_BxTx2xD, mask_BxTx2xD):
-  """What gather() gave -> actions, normalised, and their mask, written into the last two, which actions.make_chunks describes.
-
-  wrists: normalizer.of(the first nine numbers). An action without a label is 0 and not NaN.
+  An action without a label is 0 and not NaN. Nothing is told past the last frame.
   """
-  start_Bx1x2x1 = told_BxTxM[:, :1, :, :1]
-  pose = hands_BxTxH[..., :_POSE].reshape(*hands_BxTxH.shape[:-1], 3, 4)
-  wrist = wrists.normalize(actions.relative_wrists(pose))
-  mask_wrist = (told_BxTxM[:, 1:, :, :1] & start_Bx1x2x1) & wrists.learnt_A
-  if not np.isfinite(wrist.sum(dtype=np.float64)):  # one NaN anywhere, and the sum is one
-    mask_wrist &= np.isfinite(wrist)
-  action_BxTx2xD[..., : actions.WRIST_DIM], mask_BxTx2xD[..., : actions.WRIST_DIM] = wrist, mask_wrist
-  action_BxTx2xD[..., actions.WRIST_DIM :], mask_BxTx2xD[..., actions.WRIST_DIM :] = hands_BxTxH[:, 1:, :, _POSE:], told_BxTxM[:, 1:, :, 1:]
-  if not start_Bx1x2x1.all():
-    mask_BxTx2xD[..., actions.WRIST_DIM :] &= start_Bx1x2x1
-    action_BxTx2xD[..., actions.WRIST_DIM :][~mask_BxTx2xD[..., actions.WRIST_DIM :]] = 0.0
-  if not mask_wrist.all():
-    action_BxTx2xD[..., : actions.WRIST_DIM][~mask_wrist] = 0.0
+  rows, horizon = action_BxTx2xD.shape[:2]
+  pose_Bx2x3xSx4, short = np.empty((rows, 2, 3, horizon + 1, 4), np.float32), []
+  for row, (streams, frame) in enumerate(zip(streams_B, frame_B)):
+    inside = min((len(streams.joints_Fx2xJ) - 1 - frame) // stride, horizon)
+    end = frame + stride * inside + 1
+    pose_Bx2x3xSx4[row, :, :, : inside + 1] = streams.pose_2x3xFx4[:, :, frame:end:stride]
+    action_BxTx2xD[row, :inside, :, actions.WRIST_DIM :] = streams.joints_Fx2xJ[frame + stride : end : stride]
+    mask_BxTx2xD[row, :inside] = streams.told_Fx2xD[frame + stride : end : stride]
+    if inside < horizon:
+      pose_Bx2x3xSx4[row, :, :, inside + 1 :] = 0.0
+      short.append((row, inside))
+  relative = actions.relative(pose_Bx2x3xSx4)
+  wrists.normalize(relative)
+  actions.lay_out(relative, action_BxTx2xD)
+  for row, inside in short:
+    action_BxTx2xD[row, inside:], mask_BxTx2xD[row, inside:] = 0.0, False
+  partial = [row for row, streams in enumerate(streams_B) if not streams.whole]
+  if partial:
+    valid_Nx2 = np.stack([streams_B[row].valid_Fx2[frame_B[row]] for row in partial])
+    mask = mask_BxTx2xD[partial] & valid_Nx2[:, None, :, None]
+    action = action_BxTx2xD[partial]
+    mask[..., : actions.WRIST_DIM] &= np.isfinite(action[..., : actions.WRIST_DIM])
+    np.copyto(action, 0.0, where=~mask)
+    action_BxTx2xD[partial], mask_BxTx2xD[partial] = action, mask
 
 
 def residuals(streams_B: list[Streams], frame_B: list[int], horizon: int, stride: int) -> np.ndarray:

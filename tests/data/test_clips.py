@@ -90,6 +90,20 @@ def test_a_chunk_from_a_clip_is_the_chunk_from_the_episode(stride, horizon, step
   assert counted > 100
 
 
+def test_a_chunk_does_not_depend_on_those_beside_it():
+  episode, labels = make()
+  assert not labels.valid_Fx2.all()
+  labels = [dataclasses.replace(labels, valid_Fx2=np.ones_like(labels.valid_Fx2)), labels]
+  clips_N = [clip for one in labels for clip in read(episode, one)]
+  streams_N = [streams.make(clip, 0, NORMALIZER, None) for clip in clips_N]
+  assert {s.whole for s in streams_N} == {True, False}
+  frames = [clip.num_frames - 1 for clip in clips_N]  # the last clips' chunks end past their episode
+  together = chunks_of(streams_N, frames, 30, 1)
+  for row, (clip, frame) in enumerate(zip(clips_N, frames)):
+    for all_rows, alone in zip(together, chunks(clip, [frame], 30, 1)):
+      np.testing.assert_array_equal(all_rows[row], alone[0])
+
+
 _WIDTH = actions.action_dim(J)
 _ALL = np.ones(_WIDTH, bool)
 NORMALIZER = statistics.Normalizer(
@@ -99,9 +113,12 @@ NORMALIZER = statistics.Normalizer(
 
 def chunks(clip, frame_B, horizon, step):
   """As the pipeline makes them."""
-  hands, told = streams.gather([streams.make(clip, 0, NORMALIZER, None)] * len(frame_B), frame_B, horizon, step)
+  return chunks_of([streams.make(clip, 0, NORMALIZER, None)] * len(frame_B), frame_B, horizon, step)
+
+
+def chunks_of(streams_B, frame_B, horizon, step):
   action, mask = np.empty((len(frame_B), horizon, 2, _WIDTH // 2), np.float32), np.empty((len(frame_B), horizon, 2, _WIDTH // 2), bool)
-  streams.chunks(hands, told, NORMALIZER.of(slice(actions.WRIST_DIM)), action, mask)
+  streams.chunks(streams_B, frame_B, step, streams.wrists(NORMALIZER, horizon), action, mask)
   return action.reshape(*action.shape[:2], -1), mask.reshape(*action.shape[:2], -1)
 
 

@@ -244,7 +244,7 @@ def test_without_mediapipe_the_command_says_what_to_install(tmp_path, monkeypatc
     video.read(*video.find(tmp_path), 64)
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(5_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_damaged_files_are_refused_or_read_but_never_a_traceback(tmp_path, count):
   path = write(tmp_path, frames=3, camera="poses", videos={"pour": {"text": "Pour."}})
   np.save(tmp_path / "pour.npy", np.repeat(recordings.T_WORLD_CAMERA[None], 3, axis=0))
