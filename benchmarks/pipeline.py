@@ -1,6 +1,6 @@
 """Speed, shuffling, memory and start of the data pipeline against the bare JPEG decoder, in one run:
 
-  python benchmarks/pipeline.py [--examples=40000] [--soak=1000000]
+  python benchmarks/pipeline.py [--examples=100000] [--soak=1000000]
 
 Examples are two 224 x 224 pictures and a 40-step chunk of two 22-joint hands. Rates are per CPU second of the process, all its threads
 together. The data are synthetic robot episodes, whose pictures have about the bytes that 224-pixel frames of real video have (8 to 15 kB).
@@ -99,7 +99,7 @@ def bare_decoder(folder, seconds=3.0):
   return count / (time.process_time() - began), np.mean([len(d) for d in data])
 
 
-def speed(folder, examples, rounds=20):
+def speed(folder, examples, rounds=30):
   """-> ([(the decoder's, the pipeline's examples a CPU second)], different episodes a batch), in turns, so that both have the same machine.
 
   Short turns, since the machine's own speed wanders by a tenth within seconds. Each waits until the prefetch is full, for its threads' time
@@ -159,7 +159,7 @@ def soak(folder, examples):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--examples", type=int, default=40_000)
+  parser.add_argument("--examples", type=int, default=100_000)
   parser.add_argument("--soak", type=int, default=0, help="examples of the memory run; 0: none")
   parser.add_argument("--folder", default="", help="keep the synthetic shards here")
   arguments = parser.parse_args()

@@ -36,7 +36,7 @@ class Slot:
 
   statistics: statistics.Statistics
   normalizer: statistics.Normalizer
-  wrists: streams_lib.Wrists
+  space: streams_lib.Space
 
   @property
   def width(self) -> int:
@@ -53,13 +53,13 @@ class Buffers:
     self._held, self._lock = collections.defaultdict(list), threading.Lock()
 
   def take(self, dtype, *shape) -> np.ndarray:
-    """Not cleared. Held by nobody: referred to by the list and what this very loop adds (_FREE) alone."""
+    """Cleared the first time alone. Held by nobody: referred to by the list and what this very loop adds (_FREE) alone."""
     with self._lock:
       held = self._held[dtype, shape]
       for array in held:
         if sys.getrefcount(array) == _FREE:
           return array
-      held.append(np.empty(shape, dtype))
+      held.append(np.zeros(shape, dtype))
       return held[-1]
 
 
@@ -82,6 +82,8 @@ class Assembler:
     self._find, self.state_from_camera = functools.cache(self._find_cameras), functools.cache(self._find_state)
     self._present = functools.cache(lambda names: tuple(camera is not None for camera in self._find_cameras(names)))
     self._prompt_of, self._buffers = prompt, Buffers()
+    # Actions are filled up with zeros to the model's width: where all are as wide, the zeros of the first time stay.
+    self._padded, self._pads = Buffers(), len({slot.width for slot in slots.values()}) > 1
     # Read once: a look-up in a ConfigDict costs as much as a row's share of everything else.
     self._size, self._cameras, self._slot_of = tuple(data.image_size), tuple(data.cameras), dict(data.slots)
     self._crop, self._weighs = data.crop, data.residual_soft_m > 0
@@ -101,7 +103,7 @@ class Assembler:
 
   def allocate(self, rows: int) -> Batch:
     """The pictures, actions, masks and weights hold anything, until decode() and fill() have been at every row."""
-    m, take = self.model, self._buffers.take
+    m, take, padded = self.model, self._buffers.take, self._padded.take
     length = self._prompt_of.length
     return Batch(
       image_BxCxYxXx3=take(np.uint8, rows, len(self._cameras), *self._size, 3),
@@ -110,8 +112,8 @@ class Assembler:
       token_mask_BxL=np.zeros((rows, length), bool),
       state_BxS=np.zeros((rows, m.state_dim), np.float32),
       state_mask_B=np.zeros(rows, bool),
-      action_BxTxA=take(np.float32, rows, m.horizon, m.action_dim),
-      action_mask_BxTxA=take(np.bool_, rows, m.horizon, m.action_dim),
+      action_BxTxA=padded(np.float32, rows, m.horizon, m.action_dim),
+      action_mask_BxTxA=padded(np.bool_, rows, m.horizon, m.action_dim),
       action_dims_BxA=np.zeros((rows, m.action_dim), bool),
       action_weight_BxTxA=take(np.float32, rows, m.horizon, m.action_dim) if self._weighs else self._ones(rows),
       embodiment_B=np.zeros(rows, np.int32),
@@ -169,10 +171,11 @@ class Assembler:
     self._fill_state(batch, where, windows, streams, slot)
     arrays = batch.action_BxTxA[where], batch.action_mask_BxTxA[where]  # views where the rows are a slice, else copies
     action, mask = (array[..., : slot.width].reshape(*array.shape[:2], 2, -1) for array in arrays)
-    streams_lib.chunks(streams, frames, d.stride, slot.wrists, action, mask)
+    streams_lib.chunks(streams, frames, d.stride, slot.space, action, mask)
     batch.action_dims_BxA[where, : slot.width] = slot.normalizer.learnt_A
-    for array in arrays:
-      array[..., slot.width :] = 0
+    if self._pads:
+      for array in arrays:
+        array[..., slot.width :] = 0
     if not isinstance(where, slice):
       batch.action_BxTxA[where], batch.action_mask_BxTxA[where] = arrays
     if self._weighs:
@@ -183,8 +186,10 @@ class Assembler:
 
   def _fill_state(self, batch, where, windows, streams, slot):
     """Proprioception of the rows that have it (actions.has_state), from where their chunks start."""
-    nothing = np.full(slot.width, np.nan, np.float32)
-    state = np.stack([nothing if s.state_NxA is None else s.state_NxA[window.image] for window, s in zip(windows, streams)])
+    state = np.full((len(windows), slot.width), np.nan, np.float32)
+    for row, (window, s) in enumerate(zip(windows, streams)):
+      if s.state_NxA is not None:
+        state[row] = s.state_NxA[window.image]
     told = np.isfinite(state).all(axis=-1)  # else a hand is missing, or nobody located a person's camera
     batch.state_BxS[where, : slot.width] = np.where(told[:, None], state, 0.0)
     batch.state_mask_B[where] = told
@@ -216,5 +221,5 @@ def make_assembler(config, prompt, stats: dict[int, statistics.Statistics]) -> A
     if needed > m.state_dim and any(actions.has_state(d, name) for name, of in d.slots.items() if of == number):
       raise UserError(f"config.model.state_dim: found {m.state_dim}, the hand {table.hand} needs {needed}")
     normalizer = table.normalizer(m.horizon, d.stride, d.resting)
-    slots[number] = Slot(table, normalizer, streams_lib.wrists(normalizer, m.horizon))
+    slots[number] = Slot(table, normalizer, streams_lib.space(normalizer, m.horizon))
   return Assembler(d.copy_and_resolve_references(), m.copy_and_resolve_references(), prompt, slots)

@@ -18,7 +18,7 @@ class Streams:
   pose_2x3xFx4: np.ndarray  # float32: the upper rows of T_world_wrist
   joints_Fx2xJ: np.ndarray  # float32, normalised, 0 where they are no label
   told_Fx2xD: np.ndarray  # bool, D = 9 + J: the hand is valid, and the number is one to be learnt
-  whole: bool  # every hand is valid, every wrist finite and to be learnt: no chunk needs a closer look
+  whole: bool  # every hand is valid with every joint, every wrist finite and to be learnt: no chunk needs a closer look
   valid_Fx2: np.ndarray
   residual_m_Fx2: np.ndarray
   state_NxA: np.ndarray | None  # float32 normalised proprioception at every picture, NaN where a hand is missing; None: it has none
@@ -30,11 +30,12 @@ class Streams:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Wrists:
-  """A Normalizer's nine numbers of the wrists, where actions.relative has them; once for every step, else numpy would go by fours."""
+class Space:
+  """Of a Normalizer what chunks need: the wrists' ranges where actions.relative has them, for every step, else numpy would go by fours."""
 
   low_2x3xTx4: np.ndarray
   scale_2x3xTx4: np.ndarray
+  learnt_2xD: np.ndarray
 
   def normalize(self, relative_Bx2x3xTx4):
     """In place, number for number what Normalizer.normalize does."""
@@ -43,20 +44,22 @@ class Wrists:
     relative_Bx2x3xTx4 -= 1.0
 
 
-def wrists(normalizer: Normalizer, horizon: int) -> Wrists:
+def space(normalizer: Normalizer, horizon: int) -> Space:
   """normalizer: of the whole action."""
   part = normalizer.of(slice(actions.WRIST_DIM))
-  return Wrists(actions.lay_in(part.low_A, horizon), actions.lay_in(2.0 / (part.high_A - part.low_A), horizon))
+  low, scale = actions.lay_in(part.low_A, horizon), actions.lay_in(2.0 / (part.high_A - part.low_A), horizon)
+  return Space(low, scale, normalizer.learnt_A.reshape(2, -1))
 
 
 def make(clip: clips.Clip, slot: int, normalizer: Normalizer, state_NxA: np.ndarray | None) -> Streams:
   """normalizer: of the whole action, A = 2 * (9 + J). state_NxA: of state()."""
   pose = clip.T_world_wrist_Fx2x4x4[:, :, :3].transpose(1, 2, 0, 3).copy()
-  told = clip.valid_Fx2[..., None] & normalizer.learnt_A.reshape(2, -1)
+  learnt_2xD = normalizer.learnt_A.reshape(2, -1)
+  told = clip.valid_Fx2[..., None] & learnt_2xD
   told[..., actions.WRIST_DIM :] &= np.isfinite(clip.joints_Fx2xJ)
   joints = normalizer.of(slice(actions.WRIST_DIM, None)).normalize(clip.joints_Fx2xJ)
   joints[~told[..., actions.WRIST_DIM :]] = 0.0
-  whole = bool(told[..., : actions.WRIST_DIM].all() and np.isfinite(pose).all())
+  whole = bool((told == learnt_2xD).all() and learnt_2xD[:, : actions.WRIST_DIM].all() and np.isfinite(pose).all())
   return Streams(slot, pose, joints, told, whole, clip.valid_Fx2, clip.residual_m_Fx2, state_NxA)
 
 
@@ -75,24 +78,26 @@ def state(clip: clips.Clip, normalizer: Normalizer, from_camera: bool) -> np.nda
   return actions.normalize_state(actions.make_state(camera, wrist, joints), normalizer)
 
 
-def chunks(streams_B: list[Streams], frame_B: list[int], stride: int, wrists: Wrists, action_BxTx2xD, mask_BxTx2xD):
+def chunks(streams_B: list[Streams], frame_B: list[int], stride: int, space: Space, action_BxTx2xD, mask_BxTx2xD):
   """Actions, normalised, and their mask, written into the last two, which actions.make_chunks describes.
 
   An action without a label is 0 and not NaN. Nothing is told past the last frame.
   """
   rows, horizon = action_BxTx2xD.shape[:2]
   pose_Bx2x3xSx4, short = np.empty((rows, 2, 3, horizon + 1, 4), np.float32), []
+  mask_BxTx2xD[:] = space.learnt_2xD
   for row, (streams, frame) in enumerate(zip(streams_B, frame_B)):
     inside = min((len(streams.joints_Fx2xJ) - 1 - frame) // stride, horizon)
     end = frame + stride * inside + 1
     pose_Bx2x3xSx4[row, :, :, : inside + 1] = streams.pose_2x3xFx4[:, :, frame:end:stride]
     action_BxTx2xD[row, :inside, :, actions.WRIST_DIM :] = streams.joints_Fx2xJ[frame + stride : end : stride]
-    mask_BxTx2xD[row, :inside] = streams.told_Fx2xD[frame + stride : end : stride]
+    if not streams.whole:
+      mask_BxTx2xD[row, :inside] = streams.told_Fx2xD[frame + stride : end : stride]
     if inside < horizon:
       pose_Bx2x3xSx4[row, :, :, inside + 1 :] = 0.0
       short.append((row, inside))
   relative = actions.relative(pose_Bx2x3xSx4)
-  wrists.normalize(relative)
+  space.normalize(relative)
   actions.lay_out(relative, action_BxTx2xD)
   for row, inside in short:
     action_BxTx2xD[row, inside:], mask_BxTx2xD[row, inside:] = 0.0, False

@@ -118,7 +118,7 @@ def chunks(clip, frame_B, horizon, step):
 
 def chunks_of(streams_B, frame_B, horizon, step):
   action, mask = np.empty((len(frame_B), horizon, 2, _WIDTH // 2), np.float32), np.empty((len(frame_B), horizon, 2, _WIDTH // 2), bool)
-  streams.chunks(streams_B, frame_B, step, streams.wrists(NORMALIZER, horizon), action, mask)
+  streams.chunks(streams_B, frame_B, step, streams.space(NORMALIZER, horizon), action, mask)
   return action.reshape(*action.shape[:2], -1), mask.reshape(*action.shape[:2], -1)
 
 
