@@ -38,7 +38,7 @@ def run(name, side, source, output, fingers=None, scale=None, rate_hz=30.0):
   if not len(human):
     raise UserError(f"{source}: no frames")
   origin = {"hand": hand.name if name in hand_lib.BUILT_IN else str(hand_lib.files(name, side)[0].resolve())}
-  origin |= {"side": side, "fingers": fingers or ""}
+  origin |= {"side": side, "fingers": fingers or hand_lib.told_of(name, side)[1] or ""}
   try:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.stem}.partial-", dir=output.parent) as folder:

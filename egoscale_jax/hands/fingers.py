@@ -1,7 +1,7 @@
 """Finds the keypoints of a hand whose file names none, from its tree and its geometry at the zero pose.
 
 The palm is where the tree of joints branches, and every branch is a finger. The thumb is the one without which the others are most alike;
-the others follow from its side of the hand, or from `--fingers`.
+the others follow from its side of the hand, or from the names that a user gives.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints, tips
 from egoscale_jax.hands.description import Frame
 
+NAMING = "--hand=FILE#thumb:LINK+index:LINK+…"  # how a user names the tips, where a hand is asked for
 _SAME_PLACE_M = 0.012  # joints closer than this are one keypoint: an abduction and a flexion joint of one knuckle
 _BENDS = 0.5  # cosine: a joint bends the finger if its axis is within 60 degrees of the last joint's
 _PARALLEL = 0.95  # cosine
@@ -51,12 +52,12 @@ def parse(text) -> dict[str, str]:
   pairs = list(text.items()) if isinstance(text, dict) else [part.strip().split(":", 1) for part in text.split(",")]
   for pair in pairs:
     if len(pair) != 2 or pair[0] not in keypoints.FINGERS or not pair[1]:
-      raise UserError(f"--fingers: {':'.join(pair)!r}: expected FINGER:LINK, a finger being one of {', '.join(keypoints.FINGERS)}")
+      raise UserError(f"fingers: {':'.join(pair)!r}: expected FINGER:LINK, a finger being one of {', '.join(keypoints.FINGERS)}")
   names = {finger: link for wanted in keypoints.FINGERS for finger, link in pairs if finger == wanted}
   if len(names) < len(pairs) or len(set(names.values())) < len(pairs):
-    raise UserError("--fingers: a finger or a link is named twice")
+    raise UserError("fingers: a finger or a link is named twice")
   if "thumb" not in names or len(names) < 3:
-    raise UserError(f"--fingers: found {', '.join(names)}; expected thumb and two or more others of {', '.join(keypoints.FINGERS)}")
+    raise UserError(f"fingers: found {', '.join(names)}; expected thumb and two or more others of {', '.join(keypoints.FINGERS)}")
   return names
 
 
@@ -65,7 +66,7 @@ def find(tree, side, wanted=None):
   named = {finger: _named_tip(tree, link) for finger, link in (wanted or {}).items()}
   ends = [frame.joint for frame in named.values()] or sorted(set(range(tree.model.njnt)) - set(tree.parents))
   if not 3 <= len(ends) <= 5:
-    raise UserError(f"{tree.path}: found {len(ends)} chains of joints, expected a thumb and 2 to 4 fingers; name their tips with --fingers")
+    raise UserError(f"{tree.path}: found {len(ends)} chains of joints, expected a thumb and 2 to 4 fingers; name their tips, {NAMING}")
   palm, paths = _branch(tree, ends)
   chains = [_chain(tree, palm, *pair) for pair in itertools.zip_longest(paths, (wanted or {}).values())]
   fingers = dict(zip(named, chains)) if named else _tell_apart(tree, chains, side)
@@ -84,9 +85,9 @@ def _named_tip(tree, link):
   if frame is None:
     names = [tree.model.site(s).name for s in range(tree.model.nsite)] + [tree.model.body(b).name for b in range(1, tree.model.nbody)]
     near = difflib.get_close_matches(link, names, n=3, cutoff=0.3) or names[-3:]
-    raise UserError(f"--fingers: unknown frame {link!r}: expected a link or site of {tree.path}, such as {', '.join(near)}")
+    raise UserError(f"fingers: unknown frame {link!r}: expected a link or site of {tree.path}, such as {', '.join(near)}")
   if frame.joint < 0:
-    raise UserError(f"--fingers: {link!r} of {tree.path} moves with no joint")
+    raise UserError(f"fingers: {link!r} of {tree.path} moves with no joint")
   return frame
 
 
@@ -152,7 +153,7 @@ def _tell_apart(tree, chains, side):
   scores = [_disagreement(tree, [other for other in chains if other is not chain]) for chain in chains]
   best, second = np.argsort(scores)[:2]
   if scores[second] - scores[best] < _ALIKE:
-    raise UserError(f"{tree.path}: no finger stands out as the thumb; name the tips with --fingers=thumb:LINK,index:LINK,…")
+    raise UserError(f"{tree.path}: no finger stands out as the thumb; name the tips, {NAMING}")
   others = [chain for i, chain in enumerate(chains) if i != best]
   across_3 = _to_thumb(tree, others, side)
   others.sort(key=lambda chain: -(chain.points(tree)[0] @ across_3))
@@ -174,7 +175,7 @@ def _to_thumb(tree, others, side):
   closing_3 = np.mean([np.cross(chain.axis_3, chain.straight_3) for chain in others], axis=0)
   across_3 = np.cross(forward_3, closing_3) * {"left": -1.0, "right": 1.0}[side]
   if np.linalg.norm(across_3) < _COMMON:
-    raise UserError(f"{tree.path}: the fingers close in no common direction; name the tips with --fingers=thumb:LINK,index:LINK,…")
+    raise UserError(f"{tree.path}: the fingers close in no common direction; name the tips, {NAMING}")
   return across_3 / np.linalg.norm(across_3)
 
 

@@ -95,11 +95,13 @@ def load(name_or_path, side, fingers=None) -> Hand:
   """A built-in hand by name, or any URDF or MJCF file, "LEFT,RIGHT" where each side has its own; side as in SIDES.
 
   Sites or links with the names of `keypoints.NAMES` are the keypoints. In a file without them, or with fingers ("thumb:LINK,index:LINK,…",
-  LINK the link or site of a tip), they are found from the geometry, and what was found is printed.
+  LINK the link or site of a tip), they are found from the geometry, and what was found is printed. A file may come with its fingers,
+  "FILE#thumb:LINK+index:LINK+…": so they stay with its name wherever it is written, in shards and in runs.
   """
   if side not in keypoints.SIDES:
     raise UserError(f"side {side!r}: expected one of {', '.join(keypoints.SIDES)}")
-  path = _path(name_or_path, side)
+  path, told = told_of(name_or_path, side)
+  fingers = told if fingers is None else fingers
   if path.suffix not in (".urdf", ".xml"):
     raise UserError(f"hand {str(name_or_path)!r}: neither a .urdf or .xml file nor one of the built-in hands: {', '.join(BUILT_IN)}")
   if not path.is_file():
@@ -120,25 +122,31 @@ def load(name_or_path, side, fingers=None) -> Hand:
 
 def files(name_or_path, side) -> tuple[pathlib.Path, ...]:
   """The description that `load` reads; none where there is no such file here (labels may have been made on another machine)."""
-  path = _path(name_or_path, side)
+  path, _ = told_of(name_or_path, side)
   return (path,) if path.is_file() else ()
 
 
 def kept(name_or_path, folder) -> str:
   """What `load` takes where a folder holds copies of the files, each under its own name; a built-in hand stays as it is."""
   name = str(name_or_path)
-  return name if name in BUILT_IN else ",".join(str(pathlib.Path(folder) / pathlib.Path(part).name) for part in name.split(","))
+  if name in BUILT_IN:
+    return name
+  parts = [part.partition("#") for part in name.split(",")]
+  return ",".join(f"{pathlib.Path(folder) / pathlib.Path(file).name}{mark}{fingers}" for file, mark, fingers in parts)
 
 
-def _path(name_or_path, side):
+def told_of(name_or_path, side) -> tuple[pathlib.Path, str | None]:
+  """-> the file of a side, whether it is there or not, and the fingers that came with it as `load` takes them."""
   name = str(name_or_path)
   if name in BUILT_IN:
-    return _MODELS / f"{name}_{side}.xml"
-  both = name.split(",")
-  if len(both) > 2 or (len(both) == 2 and pathlib.Path(both[0]).name == pathlib.Path(both[1]).name):
-    found = f"{len(both)} files" if len(both) > 2 else f"two of the name {pathlib.Path(both[0]).name}"
+    return _MODELS / f"{name}_{side}.xml", None
+  both = [part.partition("#") for part in name.split(",")]
+  files = [pathlib.Path(file) for file, _, _ in both]
+  if len(both) > 2 or (len(both) == 2 and files[0].name == files[1].name):
+    found = f"{len(both)} files" if len(both) > 2 else f"two of the name {files[0].name}"
     raise UserError(f"hand {name!r}: found {found}, expected one, or LEFT,RIGHT of different names: a run keeps copies side by side")
-  return pathlib.Path(both[keypoints.SIDES.index(side)] if len(both) == 2 else both[0])
+  own = keypoints.SIDES.index(side) if len(both) == 2 else 0
+  return files[own], both[own][2].replace("+", ",") or None
 
 
 def describe(hand) -> str:
@@ -146,7 +154,7 @@ def describe(hand) -> str:
   lines = [f"{hand.name}: a {hand.side} hand, {hand.num_joints} actuated values move {len(hand.parents)} joints"]
   if hand.how:
     lines += [
-      "  its keypoints, found from its geometry; --fingers=thumb:LINK,index:LINK,… names the tips otherwise",
+      f"  its keypoints, found from its geometry; {finding.NAMING} names the tips otherwise",
       f"  wrist: {hand.how['wrist']}",
     ]
   for i, finger in enumerate(keypoints.FINGERS):

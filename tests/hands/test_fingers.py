@@ -1,6 +1,7 @@
 """Fingers found in files that name nothing: made-up hands whose answer is known, the makers' own, and every refusal."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -158,10 +159,24 @@ def test_fingers_named_by_the_user_overrule(tmp_path):
   assert built_in.knuckles == (1, 2)
 
 
+def test_fingers_stay_with_the_name_of_a_file_that_is_copied(tmp_path):
+  path, told = hand_file(tmp_path), "#thumb:A_end+index:C_end+little:B_last"
+  expected = hand.load(path, "right", fingers="thumb:A_end,index:C_end,little:B_last")
+  assert hand.load(f"{path}{told}", "right") == expected
+  assert hand.load(path, "right") != expected
+  both = f"left.urdf#thumb:a+index:b+ring:c,{path}{told}"
+  assert hand.files(both, "right") == (path,)
+  assert hand.files(both, "left") == ()  # no such file
+  (tmp_path / "run").mkdir()
+  kept = hand.kept(both, shutil.copy(path, tmp_path / "run") and tmp_path / "run")
+  assert hand.told_of(kept, "left") == (tmp_path / "run/left.urdf", "thumb:a,index:b,ring:c")
+  assert hand.load(kept, "right") == expected
+
+
 @pytest.mark.parametrize(
   ("fingers", "message"),
   [
-    ("thumb:A_end,index:D_emd,middle:C_end", r"^--fingers: unknown frame 'D_emd': expected a link or site of .*, such as D_end"),
+    ("thumb:A_end,index:D_emd,middle:C_end", r"^fingers: unknown frame 'D_emd': expected a link or site of .*, such as D_end"),
     ("thumb:A_end,pointer:D_end", "'pointer:D_end': expected FINGER:LINK, a finger being one of thumb, index, middle, ring, little"),
     ("thumb:A_end,index", "'index': expected FINGER:LINK"),
     ("", "'': expected FINGER:LINK"),
@@ -181,7 +196,7 @@ def test_wrong_fingers_are_one_line(tmp_path, fingers, message):
 
 
 def test_no_hand_at_all_is_one_line(tmp_path):
-  with pytest.raises(UserError, match="found 2 chains of joints, expected a thumb and 2 to 4 fingers; name their tips with --fingers"):
+  with pytest.raises(UserError, match="found 2 chains of joints, expected a thumb and 2 to 4 fingers; name their tips, --hand=FILE#"):
     hand.load(hand_file(tmp_path, count=1), "right")
   parallel = finger("A", "0.09 0.05 0", "0 0 0")
   with pytest.raises(UserError, match="no finger stands out as the thumb"):
