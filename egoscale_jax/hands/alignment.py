@@ -80,9 +80,12 @@ def check_shape(shape):
     raise UserError(f"keypoints: expected [frames, 21, 3] ({keypoints.ORDER}), found {list(shape)}")
 
 
-def chain_length(points_Px3, present=(True,) * 21):
-  """Keypoints [..., 21, 3] -> the summed bones from the wrist to the middle fingertip [...]: the same in every pose."""
-  chain = [p for p in (0, 9, 10, 11, 12) if present[p]]
+_LONGEST = (9, 5, 13, 17)  # knuckles of the fingers, a human's longest first
+
+
+def chain_length(points_Px3, knuckle, present=(True,) * 21):
+  """Keypoints [..., 21, 3] -> the summed bones from the wrist through a knuckle to its fingertip [...]: the same in every pose."""
+  chain = [p for p in (0, *range(knuckle, knuckle + 4)) if present[p]]
   return np.linalg.norm(np.diff(points_Px3[..., chain, :], axis=-2), axis=-1).sum(-1)
 
 
@@ -118,7 +121,9 @@ def _check_unit(keypoints_Fx21x3):
 
 
 def _scale(human_Fx21x3, hand):
-  """Robot's chain over the human's, one figure for all frames; NaN without a frame."""
-  length_F = chain_length(human_Fx21x3)
+  """Robot's chain over the human's of the same finger, one figure for all frames; NaN without a frame."""
+  knuckle = next(p for p in _LONGEST if hand.present[p + 3])
+  length_F = chain_length(human_Fx21x3, knuckle)
   length_F = length_F[np.isfinite(length_F) & (length_F > 0)]
-  return float(chain_length(hand.keypoint_Px3.astype(np.float64), hand.present) / np.median(length_F)) if len(length_F) else float("nan")
+  own = chain_length(hand.keypoint_Px3.astype(np.float64), knuckle, hand.present)
+  return float(own / np.median(length_F)) if len(length_F) else float("nan")

@@ -14,7 +14,7 @@ import pytest
 
 from egoscale_jax import geometry
 from egoscale_jax.errors import UserError
-from egoscale_jax.hands import hand, keypoints, kinematics, retarget
+from egoscale_jax.hands import alignment, hand, keypoints, kinematics, retarget
 from egoscale_jax.hands.costs import Weights
 
 forward = jax.jit(kinematics.keypoints_in_wrist, static_argnums=0)
@@ -334,6 +334,14 @@ def test_another_weight_of_the_jerk_compiles_nothing():
   calm = retarget.retarget(points, load(), "right", strong, scale=1.0, **NEVER)
   assert programs == (retarget.refine_windows._cache_size(), retarget.start_windows._cache_size())
   assert mean_jerk(calm.joints_FxJ) < 0.9 * mean_jerk(quick.joints_FxJ)
+
+
+@pytest.mark.parametrize("finger", ["middle", "index", "ring"])
+def test_the_scale_is_of_a_finger_that_the_hand_has(finger):
+  """A hand of thumb, little and one more: without a middle finger it was 0, and every target the wrist itself."""
+  own = hand.load("sharpa_wave", "right", fingers=f"thumb:thumb_tip,little:little_tip,{finger}:{finger}_tip")
+  whole = np.asarray(hand.load("sharpa_wave", "right").keypoint_Px3, np.float64)
+  assert alignment.Human(np.tile(whole / 1.25, (3, 1, 1)), own, "right", None, 0.5, None).scale == pytest.approx(1.25, rel=0.02)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.6])
