@@ -69,7 +69,10 @@ class Writer:
     os.makedirs(os.path.join(root, "meta", "episodes", "chunk-000"))
 
   def differs(self, episode) -> str:
-    """In what an episode differs from the first that cannot differ within a data set; "" where it may be added."""
+    """In what an episode differs from the first that cannot differ within a data set, or what it lacks; "" where it may be added."""
+    for camera, jpegs in zip(episode.camera_names, episode.jpeg_CxF):
+      if missing := sum(not jpeg for jpeg in jpegs):
+        return f"camera {camera}: {missing} of {len(jpegs)} pictures are missing, expected one a frame"
     told = _shared(episode)
     for name, value in told.items():
       if self._first is not None and value != self._first[1][name]:

@@ -59,7 +59,7 @@ class Episode:
   rate_hz: float
   frame: Frame
   camera_names: tuple[str, ...]  # C >= 1; the first is the one that a policy sees
-  jpeg_CxF: tuple[tuple[bytes, ...], ...]
+  jpeg_CxF: tuple[tuple[bytes, ...], ...]  # b"" where there is no picture
   image_size_C: tuple[tuple[int, int], ...]  # height, width of the JPEG frames
   intrinsics_Cx3x3: np.ndarray  # pixels of the JPEG frames, pinhole, float32
   T_world_camera_CxFx4x4: np.ndarray  # camera axes x right, y down, z forward; metres; float32

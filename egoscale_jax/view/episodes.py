@@ -14,6 +14,8 @@ from egoscale_jax.errors import UserError
 from egoscale_jax.hands import hand as hand_lib
 from egoscale_jax.hands import keypoints, kinematics
 
+NO_PICTURE = 60  # grey, under hands whose picture is not there
+
 
 @dataclasses.dataclass(frozen=True)
 class Footage:
@@ -30,8 +32,11 @@ class Footage:
   joints_Fx2xJ: np.ndarray | None = None  # a recording has none before it is prepared
   embodiment: str = schema.HUMAN
   stride: int = 1  # frames of the recording from one to the next; rate_hz is of these here
+  image_size: tuple[int, int] | None = None  # of a recording, where pictures may be missing
 
   def frame(self, index):
+    if not self.jpeg_F[index] and self.image_size:
+      return np.full((*self.image_size, 3), NO_PICTURE, np.uint8)
     return simplejpeg.decode_jpeg(self.jpeg_F[index], colorspace="RGB")
 
   def seconds(self, frames: int) -> float:
@@ -87,6 +92,7 @@ def footage_of_episode(episode):
     episode.keypoints_Fx2xPx3,
     keypoints.wrist_frames(episode.keypoints_Fx2xPx3) if human else episode.T_world_wrist_Fx2x4x4,
     embodiment=episode.embodiment,
+    image_size=episode.image_size,
   )
 
 

@@ -67,7 +67,8 @@ class Page:
         if np.isfinite(pose).all():
           self._log(path, rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]), frame)
       for number, jpeg in enumerate(camera.jpeg_N):
-        self._log(path, rr.EncodedImage(contents=jpeg, media_type="image/jpeg"), number * self.scene.stride)
+        if jpeg:
+          self._log(path, rr.EncodedImage(contents=jpeg, media_type="image/jpeg"), number * self.scene.stride)
 
   def _log(self, path, what, frame=None):
     """frame None: at all times."""

@@ -5,12 +5,14 @@ import h5py
 import numpy as np
 import pytest
 import recordings
+from PIL import Image
 
 from egoscale_jax import geometry
-from egoscale_jax.data import doctor, schema
+from egoscale_jax.data import doctor, export_lerobot, schema
 from egoscale_jax.data.sources import openego
 from egoscale_jax.errors import UserError
 from egoscale_jax.hands import keypoints
+from egoscale_jax.view import draw, episodes, video
 
 FRAMES = 16
 K = np.array([[150.0, 0, 159.5], [0, 151.0, 89.5], [0, 0, 1]])
@@ -83,11 +85,30 @@ def test_the_order_of_the_joints_is_measured(tmp_path):
     read(tmp_path / "b")
 
 
-def test_the_real_sample_is_refused_by_the_name_of_its_video(shared):
-  found = openego.find(shared / "recordings" / "openego_hocap")
+def test_the_real_sample_has_hands_and_no_pictures(shared, tmp_path):
+  folder = shared / "recordings" / "openego_hocap"
+  found = openego.find(folder)
   assert [r.id for r in found] == ["demo_0000"]
-  with pytest.raises(UserError, match=r"demo_0000/video\.mp4: missing: OpenEgo ships joints without"):
-    openego.read(found[0], 180)
+  episode = openego.read(found[0], 180)
+  fuzz.check_shapes(episode)
+  assert episode.jpeg_F == (b"",) * 676
+  assert (episode.image_size, episode.rate_hz) == ((180, 320), 30.0)
+  pixels = geometry.project(episode.intrinsics_3x3, episode.keypoints_Fx2xPx3[episode.has_keypoint_Fx2xP])
+  assert ((pixels > 0) & (pixels < (320, 180))).all(axis=-1).mean() > 0.6
+  assert [finding.name for finding in doctor.check(episode)[1]] == ["moving_frame"]
+  for wrong in (tmp_path / "absent", found[0].files[0]):
+    files = (*found[0].files[:3], str(wrong))
+    with pytest.raises(UserError, match=f"^{wrong}: (cannot be opened|fps is missing)"):
+      openego.read(schema.Recording("demo_0000", files), 180)
+  with pytest.raises(UserError, match=r"joints\.hdf5: camera head: 676 of 676 pictures are missing"):
+    export_lerobot.export(openego, folder, tmp_path / "out", 1, 180)
+
+
+def test_hands_without_a_picture_are_drawn_on_grey(shared, tmp_path):
+  video.view(shared / "recordings" / "openego_hocap", tmp_path / "sheet.png", source=openego)
+  sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+  assert (sheet == episodes.NO_PICTURE).all(axis=-1).mean() > 0.5
+  assert (np.abs(sheet - np.array(draw.SIDE_COLOURS[0])).max(axis=-1) < 8).sum() > 200
 
 
 def test_the_real_sample_s_joints_are_in_our_order_whatever_it_says(shared):

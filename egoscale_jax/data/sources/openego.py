@@ -1,4 +1,7 @@
-"""OpenEgo (physicalinc/openego): a folder an episode with `joints.hdf5`, `annotation.json` and, if one has it, `video.mp4`.
+"""OpenEgo (physicalinc/openego): a folder an episode with `joints.hdf5`, `annotation.json`, `metadata.hdf5` and, if there, `video.mp4`.
+
+The videos are those of the data sets that OpenEgo took its episodes from, and do not come with it: without one the hands are read alone,
+with the rate and the size of the pictures from `metadata.hdf5`.
 
 `joints.hdf5`: `left_hand`, `right_hand` [F, 21, 3] metres in the frame of the camera, whose own pose is not there: such an episode can be
 looked at, and makes no labels (doctor.py). `<side>_visibility` [F], `intrinsics` [3, 3].
@@ -28,13 +31,13 @@ _PALM, _BONE = (0.05, 0.13), (0.010, 0.065)
 def find(directory) -> list[schema.Recording]:
   """Every folder with a `joints.hdf5`, sorted."""
   names = [os.path.dirname(name) for name in checks.find(directory, "joints.hdf5", "<episode>/joints.hdf5 with video.mp4 beside it")]
-  files = ("joints.hdf5", "video.mp4", "annotation.json")
+  files = ("joints.hdf5", "video.mp4", "annotation.json", "metadata.hdf5")
   return [schema.Recording(name or ".", tuple(os.path.join(directory, name, file) for file in files)) for name in names]
 
 
 def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   """-> Episode in the frame of the camera."""
-  path, mp4_path, annotation_path = recording.files
+  path, mp4_path, annotation_path, metadata_path = recording.files
   checks.readable(path)
   try:
     with hdf5.opened(path) as file:
@@ -47,9 +50,8 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
   num_frames = len(hands[0])
   points, confidence = checks.keypoints(_ordered(np.stack(hands, axis=1), path))
   text, spans = _texts(annotation_path)
-  if not os.path.exists(mp4_path):
-    raise UserError(f"{mp4_path}: missing: OpenEgo ships joints without the video of the data set that they were made from")
-  frames = mp4.decode(mp4_path, image_size)
+  there = os.path.exists(mp4_path)
+  frames = mp4.decode(mp4_path, image_size) if there else _without_video(metadata_path, num_frames, image_size)
   if len(frames.jpeg_F) != num_frames:
     raise UserError(f"{mp4_path}: {len(frames.jpeg_F)} frames, expected {num_frames} as joints.hdf5 has")
   still = np.tile(np.eye(4, dtype=np.float32), (num_frames, 1, 1))  # the camera seen from itself
@@ -68,6 +70,18 @@ def read(recording: schema.Recording, image_size: int) -> schema.Episode:
     keypoints_Fx2xPx3=points,
     confidence_Fx2xP=confidence,
   )
+
+
+def _without_video(path, num_frames, image_size) -> mp4.Frames:
+  """Pictures that are not there, of the rate and the size that the metadata tells."""
+  checks.readable(path)
+  try:
+    with hdf5.opened(path) as file:
+      told = {name: hdf5.array(file, path, name) for name in ("fps", "width", "height")}
+  except hdf5.CORRUPT as error:
+    raise UserError(f"{path}: not a readable HDF5 file: {checks.one_line(error)}") from error
+  fps, width, height = (checks.number(value.item() if value.size == 1 else None, 1, 1e4, path, name) for name, value in told.items())
+  return mp4.Frames((b"",) * num_frames, fps, (int(width), int(height)), mp4.fit(int(width), int(height), image_size))
 
 
 def _array(file, name, shape, path):
