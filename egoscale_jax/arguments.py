@@ -19,7 +19,7 @@ SOURCES = (
 )  # readers of data/sources
 COLUMNS = "lerobot, rlds: which columns mean what (data/sources/columns.py); video: its video.json (data/sources/video.py)"
 
-HAND = "a built-in hand, or a .urdf or .xml, with #thumb:LINK+index:LINK+... where its fingertips are not found (default sharpa_wave)"
+TIPS = "#thumb:LINK+index:LINK+... where its fingertips are not found"  # after the file of a hand
 KEYPOINTS = (
   ".npy [frames, 21, 3]: wrist, then thumb, index, middle, ring, little, each base to tip (MediaPipe's order); metres, any frame of "
   "reference; NaN = missing; .npz: `keypoints` and, if any, `confidence`"
@@ -120,7 +120,7 @@ def parser(functions):
     "--hand",
     metavar="NAME|FILE",
     help="robot hand to retarget humans to (default sharpa_wave), or that a recorded robot has (default: its own): a built-in one, or"
-    " LEFT.urdf,RIGHT.urdf, each with #thumb:LINK+index:LINK+... where its fingertips are not found",
+    f" LEFT.urdf,RIGHT.urdf, each with {TIPS}",
   )
   sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read recordings (default 1)")
   sub.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="longest shorter side of the stored frames (default 256)")
@@ -149,7 +149,9 @@ def parser(functions):
     "Human hand keypoints to the joints of a robot hand.",
     "egoscale retarget --hand=sharpa_wave --side=right --keypoints=keypoints.npy --output=joints.npz",
   )
-  sub.add_argument("--hand", default="sharpa_wave", metavar="NAME|FILE", help=HAND)
+  sub.add_argument(
+    "--hand", default="sharpa_wave", metavar="NAME|FILE", help=f"a built-in hand, or a .urdf or .xml, with {TIPS} (default sharpa_wave)"
+  )
   sub.add_argument("--side", required=True, choices=("left", "right"), help="of the human and of the robot hand")
   sub.add_argument("--keypoints", required=True, metavar="FILE", help=KEYPOINTS)
   sub.add_argument("--output", required=True, metavar="FILE", help="the .npz to write; `egoscale view` draws it")

@@ -25,7 +25,7 @@ def make_chunks(T_world_wrist_BxTx2x4x4, joints_BxTx2xJ, valid_BxTx2):
   """
   rows, steps = len(joints_BxTx2xJ), joints_BxTx2xJ.shape[1] - 1
   hand_BxTx2xD = np.empty((rows, steps, 2, WRIST_DIM + joints_BxTx2xJ.shape[-1]), np.float32)
-  lay_out(relative(T_world_wrist_BxTx2x4x4[..., :3, :].transpose(0, 2, 3, 1, 4).copy()), hand_BxTx2xD)
+  lay_out(relative(T_world_wrist_BxTx2x4x4[..., :3, :].transpose(0, 2, 3, 1, 4).copy()).transpose(0, 3, 1, 2, 4), hand_BxTx2xD)
   hand_BxTx2xD[..., WRIST_DIM:] = joints_BxTx2xJ[:, 1:]
   mask_BxTx2x1 = (valid_BxTx2[:, 1:] & valid_BxTx2[:, :1])[..., None]
   whole = np.isfinite(hand_BxTx2xD.sum(dtype=np.float64))  # one NaN anywhere, and the sum is one
@@ -48,12 +48,11 @@ def relative(pose_Bx2x3xSx4):
   return (start_Bx2x3x4[..., :3].swapaxes(-1, -2) @ flat).reshape(rows, 2, 3, steps, 4)
 
 
-def lay_out(relative_Bx2x3xTx4, hand_BxTx2xD):
-  """What `relative` gives -> the first nine numbers of each step and hand: xyz + rot6d (geometry.so3_to_rot6d)."""
-  steps_BxTx2x3x4 = relative_Bx2x3xTx4.transpose(0, 3, 1, 2, 4)
-  hand_BxTx2xD[..., :3] = steps_BxTx2x3x4[..., 3]
-  rot6d_BxTx2x6 = hand_BxTx2xD[..., 3:WRIST_DIM]
-  rot6d_BxTx2x6.reshape(*rot6d_BxTx2x6.shape[:3], 2, 3)[:] = steps_BxTx2x3x4[..., :2, :3]  # a view: the last axis alone is split
+def lay_out(pose_3x4, hand_D):
+  """Upper rows of poses [..., 3, 4] -> the first nine of the numbers [..., D] of a hand: xyz + rot6d (geometry.so3_to_rot6d)."""
+  hand_D[..., :3] = pose_3x4[..., 3]
+  rot6d = hand_D[..., 3:WRIST_DIM]
+  rot6d.reshape(*rot6d.shape[:-1], 2, 3)[:] = pose_3x4[..., :2, :3]  # a view: the last axis alone is split
 
 
 def lay_in(value_2x9, steps: int):
@@ -112,13 +111,11 @@ def make_state(T_world_camera, T_world_wrist_2x4x4, joints_2xJ):
   From the camera and not from the world, whose origin means nothing for a human. The world of a robot is its base: with the identity as
   T_world_camera its wrists are seen from there. NaN where a hand is missing.
   """
-  camera, wrist = T_world_camera[..., None, :3, :], T_world_wrist_2x4x4[..., :3, :]
+  camera, pose = T_world_camera[..., None, :3, :], np.array(T_world_wrist_2x4x4[..., :3, :])
   # Not geometry.se3_inverse and a product of 4 x 4, which make ten small arrays more: this is done for every record that is read.
-  rotation = camera[..., :3].swapaxes(-1, -2)
+  pose[..., 3] -= camera[..., 3]
   hands = np.empty((*joints_2xJ.shape[:-1], WRIST_DIM + joints_2xJ.shape[-1]), np.float32)
-  hands[..., :3] = (rotation @ (wrist[..., 3] - camera[..., 3])[..., None])[..., 0]
-  rot6d = hands[..., 3:WRIST_DIM]
-  rot6d.reshape(*rot6d.shape[:-1], 2, 3)[:] = (rotation @ wrist[..., :3])[..., :2, :]
+  lay_out(camera[..., :3].swapaxes(-1, -2) @ pose, hands)
   hands[..., WRIST_DIM:] = joints_2xJ
   return hands.reshape(*hands.shape[:-2], -1)
 

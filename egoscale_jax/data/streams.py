@@ -98,7 +98,7 @@ def chunks(streams_B: list[Streams], frame_B: list[int], stride: int, space: Spa
       short.append((row, inside))
   relative = actions.relative(pose_Bx2x3xSx4)
   space.normalize(relative)
-  actions.lay_out(relative, action_BxTx2xD)
+  actions.lay_out(relative.transpose(0, 3, 1, 2, 4), action_BxTx2xD)
   for row, inside in short:
     action_BxTx2xD[row, inside:], mask_BxTx2xD[row, inside:] = 0.0, False
   partial = [row for row, streams in enumerate(streams_B) if not streams.whole]

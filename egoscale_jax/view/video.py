@@ -37,7 +37,7 @@ def annotate(footage, index, predictor=None, robot_Fx2xPx3=None):
   legend = "true path blue/orange, predicted magenta/lime" if predictor is not None else _legend(footage)
   if robot_Fx2xPx3 is not None:
     legend += "; robot hand of the labels pale, no label grey"
-  legend += "" if footage.jpeg_F[index] else "; no picture"
+  legend += "" if all(footage.jpeg_F) else "; no picture"
   canvas.caption(f"{footage.text}  [frame {index:04d}; {legend}]")  # of one length, so that all frames of a video are of one size
   return canvas.image
 
