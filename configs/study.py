@@ -18,6 +18,7 @@ def get_config(mode=""):
     one_shot=("screw_on", "drawer"),  # held out of all that is before post-training
     body="sharpa_wave",  # the study's own robot; the others are compared with it
     arms=dict(sharpa_wave=("none", "mid", "human", "both"), dex3=("mid", "both")),  # of each robot
+    ablation=True,  # what people teach to say of a hand: joints, fingertips, or nothing (paper section 3.6)
     seeds=(0, 1),  # of post-training
     trials=50,  # of each task and checkpoint
     execute=4,  # steps of a chunk that are carried out before the policy is asked again
@@ -53,7 +54,7 @@ def debug(config):
   """Toy sizes: two arms, one seed, one task, two trials."""
   config.study.update(tasks=("pick_place",), one_shot=("drawer",), seeds=(0,), trials=2, ladder_trials=2, twentieths=(10, 20))
   config.study.update(main="toy", sizes=dict(toy=dict()), validations=1, validation=0.3)
-  config.study.arms = dict(sharpa_wave=("none", "both"), dex3=("both",))
+  config.study.arms = dict(sharpa_wave=("none", "human", "both"), dex3=("both",))
   config.study.episodes = dict(human=8, scenes=2, human_takes=2, robot_takes=1, demos=3, shot=2)
   config.study.steps = dict(human=8, mid=4, post=4, shot=4)
   config.checkpoint_every = 4

@@ -16,12 +16,6 @@ from egoscale_jax.evaluate.laws import DRAWS, LEVEL
 
 LEAST = 4  # checkpoints for a correlation
 ENOUGH = 10  # those that the claim asks for
-ABLATION = {
-  "claim": "action representation: joints, fingertips, wrist only",
-  "aim": "in this order",
-  "measured": "not built",
-  "holds": None,
-}
 # The aims, in points of success and as shares; a miss is a result too.
 GAIN, GAIN_FEWER_JOINTS, SHOT_WITH, SHOT_WITHOUT, RANK = 0.40, 0.30, 0.50, 0.20, 0.9
 
@@ -140,7 +134,7 @@ def verdicts(told, config) -> list[dict]:
       entry["measured"] = f"{_share(most)};\n{_share(least)}"
       entry["holds"] = most["success"] >= SHOT_WITH and least["success"] < SHOT_WITHOUT
     found.append(entry)
-  return [*found, _rank(ladder(told)), _controls(told), ABLATION]
+  return [*found, _rank(ladder(told)), _controls(told), *([_order(told)] if config.study.ablation else [])]
 
 
 def points(found) -> str:
@@ -169,6 +163,18 @@ def _rank(found):
       return entry | {"measured": f"no correlation: {len(found['rows'])} checkpoints, or all alike", "holds": False}
     entry["measured"] = f"{told['value']:.2f} ({told['low']:.2f} to {told['high']:.2f}), {told['checkpoints']} checkpoints"
     entry["holds"] = told["value"] >= RANK and told["checkpoints"] >= ENOUGH
+  return entry
+
+
+def _order(told):
+  """Of the representations, by success over all tasks; in the paper's order, and none that ties is out of it."""
+  entry = {"claim": "action representation: joints, fingertips, wrist only", "aim": "in this order", "measured": None, "holds": None}
+  entries = {e["arm"]: e for e in groups(told, study.ABLATION)}
+  order = [entries[arm] for arm in (study.JOINTS, study.TIPS, study.WRISTS) if arm in entries]
+  if order and all(len(e["rows"]) == e["of"] for e in order):
+    entry["measured"] = "\n".join(f"{e['arm']} {_share(e['figures']['all'])}" for e in order)
+    shares = [e["figures"]["all"]["success"] for e in order]
+    entry["holds"] = shares == sorted(shares, reverse=True)
   return entry
 
 

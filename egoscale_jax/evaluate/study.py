@@ -5,6 +5,7 @@ record-X -> shards-X -> common -> human-SIZE-NN -> mid-BODY-ARM -> post-BODY-ARM
                                                                    shot-TASK-ARM-seedN
                                                                    ladder-SIZE-NN
                                                                    shuffled, blind
+                                                                   wrists, tips (after people alone, as the paper's section 3.6)
 ```
 An arm is which of the two stages before post-training it has. A step's needs stand before it in the list. `egoscale scaling`'s plan is in
 study_plan.py.
@@ -17,13 +18,15 @@ from collections.abc import Callable
 
 from egoscale_jax.data import shards
 from egoscale_jax.errors import UserError
-from egoscale_jax.evaluate import rollout, steps, study_plan
+from egoscale_jax.evaluate import fingertips, rollout, steps, study_plan
 from egoscale_jax.sim.bench import recorders
 
 ARMS = {"none": (False, False), "mid": (False, True), "human": (True, False), "both": (True, True)}  # pre-, mid-training
 SHOT_ARMS = ("mid", "both")  # one-shot without and with human pre-training, as the paper's figure 6
-FOUR, SHOT, LADDER, CONTROLS = "four-way", "one-shot", "loss and success", "controls"
+FOUR, SHOT, LADDER, CONTROLS, ABLATION = "four-way", "one-shot", "loss and success", "controls", "representations"
 HUMAN, PLAY = "human", "play"
+JOINTS, TIPS, WRISTS = "joints", "fingertips", "wrist only"  # what pre-training on people teaches to say of a hand
+_FINGERS = r".*\.(?!(x|y|z|r\d\d)$).*"  # names of actions that are of a finger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Plan:
     self._one_shot()
     self._controls()
     self._ladder()
+    if config.study.ablation:
+      self._ablation()
 
   def _add(self, name, make, arguments, needs=()):
     """Once, however many need it -> its name."""
@@ -81,17 +86,20 @@ class Plan:
     return self.made / name
 
   def _record(self, name, plan, reader, validation):
-    record, size = f"record-{name}", self.config.data.image_size[0]
+    record = f"record-{name}"
     self._add(record, steps.record, (self.path(record), plan, self.study.workers))
-    arguments = (self.path(f"shards-{name}"), reader, self.path(record), size, validation, self.study.workers)
-    return self._add(f"shards-{name}", steps.prepared, arguments, (record,))
+    return self._prepared(f"shards-{name}", reader, record, validation)
 
-  def _common(self, folders):
+  def _prepared(self, name, source, record, validation=0.0, needs=()):
+    size, workers = self.config.data.image_size[0], self.study.workers
+    return self._add(name, steps.prepared, (self.path(name), source, self.path(record), size, validation, workers), (record, *needs))
+
+  def _common(self, folders, name="common", **data):
     config = study_plan.copied(self.config)
-    config.data.mixture = {name: dict(shards=str(self.path(name))) for name in folders}
-    self._add("common", steps.common, (self.path("common"), config), folders)
+    config.data.update(mixture={folder: dict(shards=str(self.path(folder))) for folder in folders}, **data)
+    return self._add(name, steps.common, (self.path(name), config), folders)
 
-  def _run(self, name, stage, mixture, before="", seed=0, size="", **data):
+  def _run(self, name, stage, mixture, before="", seed=0, size="", common="common", **data):
     """A run of `egoscale train`; stage: of study.steps and study.rates. mixture: {name of a shards' step: that of its pairs, or ""}."""
     config, study = study_plan.copied(self.config), self.study
     size = size or study.main
@@ -100,11 +108,11 @@ class Plan:
     config.data.mixture = {
       one: dict(shards=str(self.path(one))) | (dict(pairs=str(self.path(pairs))) if pairs else {}) for one, pairs in mixture.items()
     }
-    config.data.update(tokenizer=str(self.path("common") / steps.TOKENIZER), statistics=str(self.path("common") / steps.STATISTICS), **data)
+    config.data.update(tokenizer=str(self.path("common") / steps.TOKENIZER), statistics=str(self.path(common) / steps.STATISTICS), **data)
     config.steps, config.seed, config.optim.learning_rate = study.steps[stage], seed, study.rates[stage]
     config.init_from = str(self.path(before)) if before else ""
     config.validate_every = -(-config.steps // (study.validations if stage == "human" else 1))
-    needs = ("common", *mixture, *filter(None, mixture.values()), *([before] if before else []))
+    needs = ("common", common, *mixture, *filter(None, mixture.values()), *([before] if before else []))
     return self._add(name, self.train, (config.lock(), self.path(name)), needs)
 
   def _human(self, size="", twentieths=shards.TWENTIETHS):
@@ -151,9 +159,8 @@ class Plan:
   def _controls(self):
     """After both stages, but post-trained without what they should need."""
     body, study, before = self.body, self.study, self._before(self.body, "both")
-    record, size = f"record-demos-{body}", self.config.data.image_size[0]
-    shuffled = (self.path("shards-shuffled"), steps.Shuffled(str(self.path(record))), self.path(record), size, 0.0, study.workers)
-    self._add("shards-shuffled", steps.prepared, shuffled, (record,))
+    record = f"record-demos-{body}"
+    self._prepared("shards-shuffled", steps.Shuffled(str(self.path(record))), record)
     self._run("shuffled", "post", {"shards-shuffled": ""}, before, study.seeds[0])
     self._try(CONTROLS, "shuffled", body, "shuffled labels", study.seeds[0], study.tasks)
     self._run("blind", "post", {f"shards-demos-{body}": ""}, before, study.seeds[0], cameras=("none",))
@@ -171,6 +178,27 @@ class Plan:
         self._run(run, "post", {f"shards-demos-{body}": ""}, before, seed, size)
         told = dict(pretrained=before, size=size, twentieths=twentieths)
         self._try(LADDER, run, body, HUMAN, seed, study.tasks, study.ladder_trials, **told)
+
+  def _ablation(self):
+    """What pre-training on people teaches to say of a hand: its joints (the arm *human* once more), nothing, or where its tips are."""
+    study, body, demos = self.study, self.body, f"shards-demos-{self.body}"
+    wrists = self._run("human-wrists", "human", {f"shards-{HUMAN}": ""}, resting=(*self.config.data.resting, _FINGERS))
+    tips = {f"shards-{HUMAN}": (steps.PEOPLE, study.validation), demos: (steps.ROBOTS, 0.0)}
+    for name, (reader, share) in tips.items():
+      source = fingertips.Source(reader, str(self.path(name)))
+      self._prepared(f"{name}-tips", source, name.replace("shards-", "record-"), share, (name,))
+    slots = {fingertips.EMBODIMENT.format(who): self.config.data.slots[who] for who in (HUMAN, body)}
+    told = dict(common=self._common([f"{name}-tips" for name in tips], "common-tips", slots=slots), slots=slots)
+    human = self._run("human-tips", "human", {f"shards-{HUMAN}-tips": ""}, **told)
+    say = functools.partial(self.agent, embodiment=fingertips.EMBODIMENT.format(body), execute=study.execute)
+    for seed in study.seeds:
+      joints = f"try-post-{body}-{HUMAN}-seed{seed}"
+      self.cases.append(Case(ABLATION, joints, body, JOINTS, seed, tuple(study.tasks), study.trials))
+      run = self._run(f"post-tips-seed{seed}", "post", {f"{demos}-tips": ""}, human, seed, **told)
+      make_agent = functools.partial(fingertips.agent, functools.partial(say, self.path(run)), body)
+      self._rollout(ABLATION, f"try-{run}", make_agent, body, TIPS, seed, study.tasks, 0, False, (run,))
+      run = self._run(f"post-wrists-seed{seed}", "post", {demos: ""}, wrists, seed)
+      self._try(ABLATION, run, body, WRISTS, seed, study.tasks)
 
 
 def bodies(study):
@@ -211,6 +239,9 @@ def _check(config):
   for body, arms in study.arms.items():
     if not arms or set(arms) - set(ARMS):
       raise UserError(f"config.study.arms.{body}: found {', '.join(arms) or 'none'}, expected some of {', '.join(ARMS)}")
+  if study.ablation and not (HUMAN in study.arms[study.body] and config.data.human_state):
+    found = f"the arms {', '.join(study.arms[study.body])}, human_state {config.data.human_state}"
+    raise UserError(f"config.study.ablation: found {found}, expected the arm {HUMAN} of {study.body}, and people with their hands' state")
   for name in ("trials", "ladder_trials", "execute", "workers", "validations"):
     if study[name] < 1:
       raise UserError(f"config.study.{name}: found {study[name]}, expected at least 1")

@@ -40,7 +40,7 @@ def lines(told, config) -> list[str]:
 
 
 def write(told, config, command, output):
-  parts = [_head(told, config), _four(told, config), _ladder(told), _one_shot(told), _controls(told), _representations()]
+  parts = [_head(told, config), _four(told, config), _ladder(told), _one_shot(told), _controls(told), _representations(told, config)]
   body = "".join((*parts, _how(told, config, command)))
   head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>egoscale: study</title>"
   output_lib.write_page(output, f"<!doctype html><html lang=en>{head}<style>{STYLE}</style><body>{body}</body></html>", "workdir")
@@ -163,12 +163,19 @@ def _controls(told):
   return text + table(["control", n("success"), n("score"), n("trials"), n("seeds")], rows)
 
 
-def _representations():
-  return (
-    "<h2>Action representations</h2><p class=missing>Wrist only, fingertips, joints: not built. Shards and policy have one "
-    "action, wrist and joint "
-    "targets.</p>"
+def _representations(told, config):
+  entries, tasks, rows = claims.groups(told, study_lib.ABLATION), config.study.tasks, []
+  for entry in entries:
+    figures = entry["figures"] or {}
+    by_task = [_cells(figures.get(task))[0] for task in tasks]
+    rows.append([entry["arm"], *_cells(figures.get("all")), *by_task, *_state(entry)])
+  text = (
+    "<h2>Action representations</h2><p>What pre-training on people teaches to say of a hand beside its wrist; then "
+    "post-training, no mid-training, as in the paper. <i>joints</i>: the arm <i>human</i> above. <i>fingertips</i>: where the "
+    "tips of the same retargeted hand are, in pre- and post-training; a solver makes joints of them in the trials. "
+    "<i>wrist only</i>: nothing; the fingers are learnt in post-training alone.</p>"
   )
+  return text + table(["hand", n("success"), n("score"), *map(n, tasks), n("trials"), n("seeds")], rows) if entries else ""
 
 
 def _how(told, config, command):
