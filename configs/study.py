@@ -2,7 +2,7 @@
 
   egoscale study --config=configs/study.py:micro --workdir=runs/study
 
-`:micro` is meant for two cores, all of it in at most 8 hours; `:small` (also without a mode) for one GPU. Both are estimates, in
+`:micro` is meant for two cores, all of it in about 5 hours; `:small` (also without a mode) for one GPU. Both are estimates, in
 docs/evidence.md. `:debug` only proves that the chain runs, in minutes.
 """
 
@@ -13,6 +13,8 @@ def get_config(mode=""):
   config = scaling.get_config(mode)  # the models, and `sizes`, are those of the scaling study
   sizes = config.scaling.sizes.to_dict()
   del config.scaling
+  if mode == "micro":
+    sizes = dict(quarter=sizes["quarter"], eighth=eighth(sizes["quarter"]["model"]))  # fifty runs: two cores have no time for the whole one
   config.study = dict(
     tasks=("pick_place", "card", "unscrew", "syringe", "fork"),  # demonstrated by robots, and tried
     one_shot=("screw_on", "drawer"),  # held out of all that is before post-training
@@ -27,9 +29,9 @@ def get_config(mode=""):
     # 344, 30, 5). demos: of each task by each robot (paper: 100). shot: of a held-out task by people, beside one by a robot (paper: 100).
     episodes=dict(human=2400, scenes=100, human_takes=30, robot_takes=5, demos=100, shot=100),
     validation=0.1,  # share of the homes of the people's recordings that is held out
-    steps=dict(human=4000, mid=2000, post=2000, shot=1500),
+    steps=dict(human=6000, mid=1500, post=3000, shot=1500),
     rates=dict(human=1.5e-3, mid=7e-4, post=7e-4, shot=7e-4),  # the same for every arm
-    main="whole",  # of `sizes`: the arms' model
+    main="quarter",  # of `sizes`: the arms' model
     sizes=sizes,  # by name, what a size sets of `model` and `optim`
     twentieths=(1, 2, 4, 10, 20),  # loss against success: each size pre-trained on so many of the people's hours
     ladder_trials=20,  # of each task, for loss against success
@@ -42,12 +44,18 @@ def get_config(mode=""):
     config.study.rates = dict(human=2e-4, mid=1e-4, post=1e-4, shot=1e-4)
   # No weights from elsewhere: what is frozen in the paper's later stages would be noise in an arm without pre-training. All parts train.
   config.train_parts = (".*",)
-  config.data.update(stride=2, text_tokens=64, slots=dict(human=0, sharpa_wave=0, dex3=1))
+  config.data.update(stride=2, text_tokens=32, slots=dict(human=0, sharpa_wave=0, dex3=1))
   config.data.resting = (r"left\..*",)  # on the bench the left hand rests; a person's sways a little
   config.data.temperature = float("inf")  # shares by the weights alone
   if mode == "debug":
     debug(config)
   return config
+
+
+def eighth(quarter):
+  """Half of the layers of the quarter."""
+  layers = dict(vision=dict(depth=2), language=dict(layers=1), mixer={}, expert=dict(layers=2))
+  return dict(model={part: quarter[part] | more for part, more in layers.items()})
 
 
 def debug(config):

@@ -59,7 +59,7 @@ class Fake:
     self.made.append(output.name)
     output.mkdir(exist_ok=True)
     if function is train:
-      loss = 0.1 - 0.002 * arguments[0].data.twentieths - 0.01 * (arguments[0].model.vision.width > 64)
+      loss = 0.1 - 0.002 * arguments[0].data.twentieths - 0.01 * (arguments[0].model.vision.depth > 2)
       (output / "metrics.jsonl").write_text(json.dumps({"step": 1, "validation": {"action_mse": loss}}) + "\n")
     elif function is steps.tried:
       self.trials(self.cases[output.name], output)
@@ -67,7 +67,7 @@ class Fake:
       raise KeyboardInterrupt
 
   def trials(self, case, output):
-    rate = RATE.get(case.arm, 0.0) + (0.02 * case.twentieths + 0.05 * (case.size == "whole") if case.size else 0.0)
+    rate = RATE.get(case.arm, 0.0) + (0.02 * case.twentieths + 0.05 * (case.size == "quarter") if case.size else 0.0)
     with open(output / "trials.jsonl", "w") as file:
       for task in case.tasks:
         for trial in range(case.trials):
@@ -109,7 +109,7 @@ def test_arms_differ_in_what_came_before_alone():
   assert before == {
     "none": "",
     "mid": "w/made/mid-sharpa_wave-mid",
-    "human": "w/made/human-whole-20of20",
+    "human": "w/made/human-quarter-20of20",
     "both": "w/made/mid-sharpa_wave-both",
   }
   assert all(told == rest[0] for told in rest)
@@ -139,7 +139,7 @@ def test_all_runs_read_and_say_the_same_numbers():
 def test_representations_differ_in_what_is_said_of_a_hand_alone():
   made, plain = plan(config(), "w"), config()
   runs = {step.name: step.arguments[0] for step in made.steps if step.make is train}
-  people, wrists, tips = (runs[name] for name in ("human-whole-20of20", "human-wrists", "human-tips"))
+  people, wrists, tips = (runs[name] for name in ("human-quarter-20of20", "human-wrists", "human-tips"))
   assert wrists.data.resting[: len(plain.data.resting)] == plain.data.resting
   finger = wrists.data.resting[-1]
   assert all(re.fullmatch(finger, f"right.{name}") for name in ("right_index_MCP_FE", "xyz", "thumb_tip_x"))
@@ -213,7 +213,7 @@ def test_another_config_is_refused_by_its_field(finished):
   ("more", "told"),
   [
     ({"study.seeds": (1, 1)}, "config.study.seeds"),
-    ({"study.main": "huge"}, "config.study.main: found 'huge', expected one of quarter, whole"),
+    ({"study.main": "huge"}, "config.study.main: found 'huge', expected one of eighth, quarter"),
     ({"study.body": "human"}, "config.study.body: found 'human'"),
     ({"study.arms.dex3": ("both", "all")}, "config.study.arms.dex3: found both, all"),
     ({"study.trials": 0}, "config.study.trials"),
