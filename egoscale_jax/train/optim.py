@@ -1,4 +1,4 @@
-"""AdamW with a cosine schedule and a factor a part; frozen parts have no gradient and no optimizer state.
+"""AdamW, or Muon on the matrices, with a cosine schedule and a factor a part; frozen parts have no gradient and no optimizer state.
 
 What is learned is (trained parameters, adapters): a name here is a path without that first index, "vision/blocks/mlp/up/kernel".
 """
@@ -8,9 +8,14 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from egoscale_jax.errors import UserError
 from egoscale_jax.train.sharding import path_name
+
+_ADAMS_RMS = 0.2  # of an update: what AdamW's is about (arXiv:2502.16982)
+_STACKED = {"blocks", "deepstack_blocks", "groups", "state_encoder", "action_encoder", "action_decoder"}  # a block or an embodiment each
+_OUTER = ("patch_embed", "state_encoder/up", "action_encoder/action", "action_decoder/down")  # what reads from, or speaks to, the outside
 
 
 def schedule(config):
@@ -24,9 +29,44 @@ def make_optimizer(config):
   check_rates(o.rates)
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
-    optax.adamw(schedule(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=is_matrix),
+    muon(config) if o.muon else optax.adamw(schedule(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=is_matrix),
     optax.stateless(lambda updates, _: scale_parts(updates, o.rates)),
   )
+
+
+def muon(config):
+  """Orthogonalised momentum for hidden matrices (arXiv:2502.16982: as large as Adam's steps, times config.optim.muon), NAdam for the rest.
+
+  A matrix is taken whole: on a mesh that cuts it each step gathers it. Meant for small models from scratch.
+  """
+  o, rate = config.optim, schedule(config)
+  if not 0 < o.muon <= 10:
+    raise UserError(f"config.optim.muon: found {o.muon}, expected a factor above 0 and at most 10, or 0 for AdamW alone")
+  return optax.contrib.muon(
+    lambda step: o.muon * rate(step),
+    adam_learning_rate=rate,
+    adam_b1=o.b1,
+    adam_b2=o.b2,
+    eps=o.eps,
+    weight_decay=o.weight_decay,
+    weight_decay_mask=is_matrix,
+    consistent_rms=_ADAMS_RMS,
+    muon_weight_dimension_numbers=lambda learned: jax.tree_util.tree_map_with_path(_matrix, learned),
+  )
+
+
+def _matrix(path, leaf):
+  """What of a hidden kernel is input and output, of several heads together, each block and embodiment apart; None: no matrix of Muon's.
+
+  The maps that read pictures, states and actions and say actions are Adam's, as are tables, norms and biases.
+  """
+  name = learned_name(path)
+  *parents, last = name.split("/")
+  if last != "kernel" or name.removesuffix("/kernel").endswith(_OUTER):
+    return None
+  first = 1 - _STACKED.isdisjoint(parents)
+  inputs = 2 if parents[-1] == "out" and leaf.ndim - first == 3 else 1
+  return optax.contrib.MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, leaf.ndim)))
 
 
 def scale_parts(updates, rates):
