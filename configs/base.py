@@ -41,6 +41,13 @@ def model():
   )
 
 
+def optim():
+  """AdamW, cosine, warm-up as a share of the steps (GR00T N1's Table 6, N1.7; the paper is silent)."""
+  # rates: ((pattern, factor), ...) on the learning rate of the parameters whose path matches, as (("vision/.*", 0.1),); the first one wins.
+  # muon: a factor on that of hidden matrices, whose momentum is then orthogonalised (train/optim.py); 0: AdamW for all
+  return dict(learning_rate=5e-5, warmup=0.05, b1=0.95, b2=0.999, eps=1e-8, weight_decay=1e-5, clip_norm=1.0, rates=(), muon=0.0)
+
+
 def get_config(mode=""):
   config = ConfigDict()
   config.model = model()
@@ -83,11 +90,7 @@ def get_config(mode=""):
   config.accumulate = 1  # parts in which a batch passes through the model, one after the other: less memory, the same update
   config.flow_draws = 1  # (noise, time) pairs for one pass of the backbone (N1.7)
   config.init_from = ""  # a work directory of the stage before: parameters only
-  config.optim = dict(
-    learning_rate=5e-5, warmup=0.05, b1=0.95, b2=0.999, eps=1e-8, weight_decay=1e-5, clip_norm=1.0, rates=(), muon=0.0
-  )  # AdamW, cosine, warm-up as a share of the steps (GR00T N1's Table 6, N1.7; the paper is silent)
-  # muon: factor on the learning rate of hidden matrices, whose momentum is then orthogonalised (train/optim.py); 0: AdamW for all
-  # rates: ((pattern, factor), ...) on the learning rate of the parameters whose path matches, as (("vision/.*", 0.1),); the first one wins
+  config.optim = optim()
   config.ema = 0.0  # decay a step of the running mean of what is learned, which is then validated, handed on and exported; 0: none
   config.lora = dict(rank=0, alpha=16.0, paths=())  # low-rank adapters on kernels whose path matches; train_parts=() trains them alone
   config.train_parts = (".*",)  # regular expressions on parameter paths; the rest is frozen, without gradient or optimizer state
