@@ -84,4 +84,5 @@ def lines(found) -> list[str]:
     if entry["error"] and not entry["findings"]:
       told.append(f"unreadable {entry['id']}: {entry['error']}")
   clean = sum(not e["findings"] and not e["error"] for e in found["episodes"])
-  return [*told, f"{len(found['episodes'])} episodes: {clean} clean, {len(found['exclude'])} to exclude"]
+  count = len(found["episodes"])
+  return [*told, f"{count} episode{'s' * (count != 1)}: {clean} clean, {len(found['exclude'])} to exclude"]

@@ -31,7 +31,7 @@ FREE_ON_RESUME += ("skip_limit", "profile", "wandb", "mesh", "model.attention", 
 HANDS = "hands"  # in a work directory: the descriptions of the hands that its labels and its actions are of
 REFERENCE = "reference"  # in a work directory: the small files of the checkpoint that its parameters came from (convert.py)
 POSITIVE = ("batch_size", "steps", "accumulate", "flow_draws", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every")
-POSITIVE += ("validation.batch_size", "validation.draws", "model.flow.steps")
+POSITIVE += ("validation.batch_size", "validation.times", "validation.draws", "model.flow.steps")
 FREE_DATA_ON_RESUME = ("threads", "workers", "prefetch_bytes", "cache_bytes", "unreadable", "shards")
 
 

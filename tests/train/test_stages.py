@@ -150,6 +150,7 @@ MISTAKES = [
   ),
   ({"validation.batch_size": 0}, "config.validation.batch_size: found 0, expected at least 1"),
   ({"validation.draws": 0}, "config.validation.draws: found 0, expected at least 1"),
+  ({"validation.times": 0}, "config.validation.times: found 0, expected at least 1"),
   ({"model.flow.steps": 0}, "config.model.flow.steps: found 0, expected at least 1"),
   ({"profile": "(1, 'a')"}, "config.profile: found (1, 'a'), expected (first, last) step, or ()"),
   ({"batch_size": 8, "init_from": "nowhere"}, "nowhere: config.json is missing, expected a work directory of `egoscale train`"),
