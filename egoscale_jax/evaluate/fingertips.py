@@ -16,7 +16,7 @@ from egoscale_jax.errors import UserError
 from egoscale_jax.evaluate import steps
 from egoscale_jax.hands import costs, keypoints, kinematics, retarget
 
-EMBODIMENT = "{}_tips"  # of what was {}
+EMBODIMENT = "{}_tips"  # of whatever has the hand {}: people's and the robot's are of one embodiment, and so share adapter and normaliser
 
 
 def names(hand) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class Source:
       labels = clips.read_labels(_records(self.shards)[_kept(self.shards)[recording.id]])[1]
     except ValueError as error:
       raise UserError(str(error)) from error
-    return under(self.reader.read(recording, image_size), labels, labeller.load_hands(manifest.load(self.shards)["hand"]))
+    return under(self.reader.read(recording, image_size), labels, manifest.load(self.shards)["hand"])
 
 
 @functools.cache
@@ -84,10 +84,11 @@ def _records(path):
   return shards.open_episodes(path)
 
 
-def under(episode: schema.Episode, labels: schema.Labels, hands) -> schema.Episode:
-  """The pictures of an episode, its labels as those of a robot whose hands tell where their tips are. hands: (left, right)."""
-  frames, own = episode.num_frames, tuple(names(hand) for hand in hands)
-  told = schema.robot(frames) | {"embodiment": EMBODIMENT.format(episode.embodiment), "person": episode.person}
+def under(episode: schema.Episode, labels: schema.Labels, hand_name) -> schema.Episode:
+  """The pictures of an episode, its labels as those of a robot whose hands tell where their tips are."""
+  hands, frames = labeller.load_hands(hand_name), episode.num_frames
+  own = tuple(names(hand) for hand in hands)
+  told = schema.robot(frames) | {"embodiment": EMBODIMENT.format(hand_name), "person": episode.person}
   told |= {"T_world_wrist_Fx2x4x4": labels.T_world_wrist_Fx2x4x4, "joint_names": own}
   told["joints_Fx2xJ"] = np.stack([of_joints(hand, labels.joints_Fx2xJ[:, i]) for i, hand in enumerate(hands)], axis=1)
   told["joint_targets_Fx2xJ"] = schema.missing(*told["joints_Fx2xJ"].shape)

@@ -187,7 +187,7 @@ class Plan:
     for name, (reader, share) in tips.items():
       source = fingertips.Source(reader, str(self.path(name)))
       self._prepared(f"{name}-tips", source, name.replace("shards-", "record-"), share, (name,))
-    slots = {fingertips.EMBODIMENT.format(who): self.config.data.slots[who] for who in (HUMAN, body)}
+    slots = {fingertips.EMBODIMENT.format(body): self.config.data.slots[body]}
     told = dict(common=self._common([f"{name}-tips" for name in tips], "common-tips", slots=slots), slots=slots)
     human = self._run("human-tips", "human", {f"shards-{HUMAN}-tips": ""}, **told)
     say = functools.partial(self.agent, embodiment=fingertips.EMBODIMENT.format(body), execute=study.execute)
