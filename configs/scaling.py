@@ -67,7 +67,7 @@ def micro(config):
   config.batch_size = 16
   config.steps = 3000
   config.flow_draws = 2
-  config.optim.update(learning_rate=1.5e-3, muon=1.0)  # half the steps of AdamW's to the same loss (docs/evidence.md)
+  config.optim.update(learning_rate=1.5e-3, muon=1.0)  # half the steps of AdamW's to the same training loss (docs/evidence.md)
   config.log_every = 100
   config.checkpoint_every = 500
   config.validation.update(episodes=24, times=10, draws=16, batch_size=48)
