@@ -109,12 +109,11 @@ def test_its_own_names_are_answered(server, name):
 
 
 def test_a_question_without_an_end_is_refused(server):
-  connection, answer = ask(server, "POST", "/read", b"x" * (front.MAX_BODY + 1))
-  assert answer.status == 413
-  connection.close()
-  with socket.create_connection(server.server_address, timeout=10) as plain:
-    plain.sendall(b"POST /read HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n")
-    assert b" 413 " in plain.recv(100)
+  """By what it announces: the answer may be there before the body, and whoever still sends one then finds the connection closed."""
+  for length in (front.MAX_BODY + 1, -1):
+    with socket.create_connection(server.server_address, timeout=10) as plain:
+      plain.sendall(b"POST /read HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length)
+      assert b" 413 " in plain.recv(100)
 
 
 def test_a_browser_that_leaves_is_no_noise(server, capsys):
