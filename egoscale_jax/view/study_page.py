@@ -76,6 +76,16 @@ def _state(entry):
   return [n(str(trials)), n(f"{len(entry['rows'])} of {entry['of']}")]
 
 
+def _by_task(what, entries, tasks):
+  """A row an arm; what: the arms are called."""
+  rows = []
+  for entry in entries:
+    figures = entry["figures"] or {}
+    by_task = [_cells(figures.get(task))[0] for task in tasks]
+    rows.append([entry["arm"], *_cells(figures.get("all")), *by_task, *_state(entry)])
+  return table([what, n("success"), n("score"), *map(n, tasks), n("trials"), n("seeds")], rows)
+
+
 def _four(told, config):
   entries, parts = claims.groups(told, study_lib.FOUR), []
   for body in study_lib.bodies(config.study):
@@ -83,12 +93,7 @@ def _four(told, config):
     title = "Four ways to a policy" if body == config.study.body else "A hand with other joints"
     parts.append(f"<h2>{title}: {html.escape(body)}</h2>" + (_arms_text() if body == config.study.body else _other_text()))
     parts.append(report.img(study_plots.arms(of_body, tasks), f"success of the arms, {body}"))
-    rows = []
-    for entry in of_body:
-      figures = entry["figures"] or {}
-      by_task = [_cells(figures.get(task))[0] for task in tasks]
-      rows.append([entry["arm"], *_cells(figures.get("all")), *by_task, *_state(entry)])
-    parts.append(table(["arm", n("success"), n("score"), *map(n, tasks), n("trials"), n("seeds")], rows))
+    parts.append(_by_task("arm", of_body, tasks))
     parts.append(_differences(told, of_body))
   return "".join(parts)
 
@@ -164,18 +169,14 @@ def _controls(told):
 
 
 def _representations(told, config):
-  entries, tasks, rows = claims.groups(told, study_lib.ABLATION), config.study.tasks, []
-  for entry in entries:
-    figures = entry["figures"] or {}
-    by_task = [_cells(figures.get(task))[0] for task in tasks]
-    rows.append([entry["arm"], *_cells(figures.get("all")), *by_task, *_state(entry)])
+  entries = claims.groups(told, study_lib.ABLATION)
   text = (
     "<h2>Action representations</h2><p>What pre-training on people teaches to say of a hand beside its wrist; then "
     "post-training, no mid-training, as in the paper. <i>joints</i>: the arm <i>human</i> above. <i>fingertips</i>: where the "
     "tips of the same retargeted hand are, in pre- and post-training; a solver makes joints of them in the trials. "
     "<i>wrist only</i>: nothing; the fingers are learnt in post-training alone.</p>"
   )
-  return text + table(["hand", n("success"), n("score"), *map(n, tasks), n("trials"), n("seeds")], rows) if entries else ""
+  return text + _by_task("hand", entries, config.study.tasks) if entries else ""
 
 
 def _how(told, config, command):
