@@ -31,7 +31,7 @@ def get_config(mode=""):
     validation=0.1,  # share of the homes of the people's recordings that is held out
     steps=dict(human=6000, mid=1500, post=3000, shot=1500),
     rates=dict(human=1.5e-3, mid=7e-4, post=7e-4, shot=7e-4),  # the same for every arm
-    main="quarter",  # of `sizes`: the arms' model
+    main="quarter" if mode == "micro" else "whole",  # of `sizes`: the arms' model
     sizes=sizes,  # by name, what a size sets of `model` and `optim`
     twentieths=(1, 2, 4, 10, 20),  # loss against success: each size pre-trained on so many of the people's hours
     ladder_trials=20,  # of each task, for loss against success

@@ -99,6 +99,10 @@ def test_every_step_stands_after_what_it_needs():
     assert {case.name for case in made.cases} <= done
 
 
+def test_the_arms_are_of_the_largest_model():
+  assert {mode: config(mode).study.main for mode in ("micro", "small")} == {"micro": "quarter", "small": "whole"}
+
+
 def test_arms_differ_in_what_came_before_alone():
   made = plan(config(), "w")
   before, rest = {}, []
