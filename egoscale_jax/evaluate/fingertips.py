@@ -61,27 +61,24 @@ class Source:
 
   def find(self, directory):
     """Those that `prepare` kept."""
-    kept = _kept(self.shards)
+    kept, _, _ = _prepared(self.shards)
     return [recording for recording in self.reader.find(directory) if recording.id in kept]
 
   def read(self, recording, image_size):
+    kept, records, hand_name = _prepared(self.shards)
     try:
-      labels = clips.read_labels(_records(self.shards)[_kept(self.shards)[recording.id]])[1]
+      labels = clips.read_labels(records[kept[recording.id]])[1]
     except ValueError as error:
       raise UserError(str(error)) from error
-    return under(self.reader.read(recording, image_size), labels, manifest.load(self.shards)["hand"])
+    return under(self.reader.read(recording, image_size), labels, hand_name)
 
 
 @functools.cache
-def _kept(path):
-  """-> {id: row among the records of episodes}."""
-  entries = manifest.load(path)["episodes"]
-  return {e["id"]: row for row, e in enumerate(e for e in entries if e["status"] == manifest.KEPT)}
-
-
-@functools.cache
-def _records(path):
-  return shards.open_episodes(path)
+def _prepared(path):
+  """Once a process: a manifest is megabytes -> {id: row among the records}, the records of episodes, the name of the labels' hand."""
+  content = manifest.load(path)
+  kept = (e["id"] for e in content["episodes"] if e["status"] == manifest.KEPT)
+  return {name: row for row, name in enumerate(kept)}, shards.open_episodes(path), content["hand"]
 
 
 def under(episode: schema.Episode, labels: schema.Labels, hand_name) -> schema.Episode:
