@@ -60,7 +60,7 @@ def parser(functions):
   def bench(sub, split):
     sub.add_argument("--body", default="sharpa_wave", choices=BODIES, help="who acts (default sharpa_wave)")
     sub.add_argument("--tasks", default=TASKS, metavar="A,B", help=f"default {TASKS}; there are screw_on, drawer, play too")
-    sub.add_argument("--split", default=split, choices=("train", "validation"), help=f"whose people, rooms and things (default {split})")
+    sub.add_argument("--split", default=split, choices=("train", "validation", "lab"), help=f"whose rooms and things (default {split})")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same scenes (default 0)")
     sub.add_argument("--image_size", type=int, default=64, metavar="PIXELS", help="side of the square frames (default 64)")
     sub.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")

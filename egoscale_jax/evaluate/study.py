@@ -19,7 +19,7 @@ from collections.abc import Callable
 from egoscale_jax.data import shards
 from egoscale_jax.errors import UserError
 from egoscale_jax.evaluate import fingertips, rollout, steps, study_plan
-from egoscale_jax.sim.bench import recorders
+from egoscale_jax.sim.bench import looks, recorders
 
 ARMS = {"none": (False, False), "mid": (False, True), "human": (True, False), "both": (True, True)}  # pre-, mid-training
 SHOT_ARMS = ("mid", "both")  # one-shot without and with human pre-training, as the paper's figure 6
@@ -143,7 +143,7 @@ class Plan:
   def _rollout(self, table, name, make_agent, body, arm, seed, tasks, trials, films, needs, **more):
     """trials: 0 as the study's. Scenes and seeds are those of all its rollouts."""
     trials, tasks = trials or self.study.trials, tuple(tasks)
-    settings = rollout.Settings(tasks, body, trials=trials, image_size=self.config.data.image_size[0])
+    settings = rollout.Settings(tasks, body, looks.LAB, trials=trials, image_size=self.config.data.image_size[0])
     self._add(name, steps.tried, (self.path(name), make_agent, settings, self.study.workers, films), needs)
     self.cases.append(Case(table, name, body, arm, seed, tasks, trials, **more))
 
@@ -207,12 +207,14 @@ def bodies(study):
 
 
 def recordings(config):
-  """-> rows (name, recorders.Plan, reader, share held out). A seed a purpose: no scene of one is another's, but for aligned ones."""
+  """-> rows (name, recorders.Plan, reader, share held out). A seed a purpose: no scene of one is another's, but for aligned ones.
+  People are at their homes, robots and the people beside them in the lab."""
   study, size = config.study, config.data.image_size[0]
   number = study.episodes
-  make = functools.partial(recorders.Plan, split="train", image_size=size)
+  people = functools.partial(recorders.Plan, HUMAN, split="train", image_size=size)
+  make = functools.partial(recorders.Plan, split=looks.LAB, image_size=size)
   everything, play = (*study.tasks, PLAY), number.scenes
-  rows = [(HUMAN, make(HUMAN, everything, seed=0, episodes=number.human), steps.PEOPLE, study.validation)]
+  rows = [(HUMAN, people(everything, seed=0, episodes=number.human), steps.PEOPLE, study.validation)]
   aligned = make(HUMAN, (PLAY,), seed=1, episodes=play * number.human_takes, takes=number.human_takes, aligned=True)
   rows.append((f"{PLAY}-{HUMAN}", aligned, steps.PEOPLE, 0.0))
   for body in bodies(study):

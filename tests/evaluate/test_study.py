@@ -137,7 +137,7 @@ def test_all_runs_read_and_say_the_same_numbers():
   told = {name for s in runs for name in s.arguments[0].data.mixture} - folders
   assert told == {"shards-shuffled", "shards-human-tips", "shards-demos-sharpa_wave-tips"}, "the same motions once more"
   rollouts = [step.arguments[2] for step in made.steps if step.make is steps.tried]
-  assert {(s.seed, s.split) for s in rollouts} == {(0, "validation")}, "one set of scenes for all"
+  assert {(s.seed, s.split) for s in rollouts} == {(0, "lab")}, "one set of scenes for all"
 
 
 def test_representations_differ_in_what_is_said_of_a_hand_alone():

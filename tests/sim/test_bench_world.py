@@ -1,6 +1,7 @@
 """The bench's world: what is commanded happens, what is pinched is held, and the same seed gives the same world to the bit."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -168,10 +169,23 @@ def test_splits_share_no_person_room_or_thing():
     trials = [start(body="human", split=split, seed=seed) for seed in range(12)]
     numbers[split] = [{t.person.number for t in trials}, {t.room.number for t in trials}, {n for t in trials for n in t.things}]
     assert {t.home for t in trials} <= set(looks.HOMES[split])
-  for train, validation in zip(*numbers.values()):
+  for train, validation, lab in zip(*numbers.values()):
     assert len(train) > 5
     assert not train & validation
-  assert not set(looks.HOMES["train"]) & set(looks.HOMES["validation"])
+    assert not lab & (train | validation)
+  homes = [set(homes) for homes in looks.HOMES.values()]
+  assert len(set().union(*homes)) == sum(map(len, homes))
+
+
+@pytest.mark.parametrize("task", [*tasks.TASKS])
+def test_the_lab_is_one_room_with_things_in_new_places(task):
+  trials = [start(task, split=looks.LAB, seed=seed) for seed in range(30)]
+  assert len({t.room.number for t in trials}) == 1
+  assert 1 < len({n for t in trials for n in t.things}) <= looks.PER_LAB["thing"]
+  said = {word for t in trials for word in re.findall(r"\w+", t.goal["text"]) if word in looks.COLOURS}
+  assert said <= set(looks.LAB_COLOURS)
+  places = [np.concatenate([t.world.pose(name)[:2, 3] for name in t.world.graspable[:1]]) for t in trials if t.world.graspable]
+  assert not places or np.ptp(places, axis=0).max() > 0.05
 
 
 def test_a_number_keeps_its_look():

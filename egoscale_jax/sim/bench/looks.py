@@ -1,7 +1,8 @@
 """Numbered people, rooms and things: what a number means never changes.
 
 Each belongs to one home, and an episode takes all of one. Homes of training are never those of validation, and a split by homes (the
-`scene` of a recording) parts people, rooms, lights and things at once.
+`scene` of a recording) parts people, rooms, lights and things at once. The lab is one more home, where a robot lives: one room and lamp,
+things of four colours. As in the paper, it is there that robots are demonstrated to and tried, with everything in new places.
 """
 
 import dataclasses
@@ -11,11 +12,14 @@ import numpy as np
 from egoscale_jax.errors import UserError
 from egoscale_jax.sim import human, render, scene
 
-HOMES = {"train": range(50), "validation": range(1000, 1010)}
+LAB = "lab"
+HOMES = {"train": range(50), "validation": range(1000, 1010), LAB: range(2000, 2001)}
 PER_HOME = {"person": 4, "room": 40, "thing": 40}
+PER_LAB = {"person": 4, "room": 1, "thing": 4}
 SPLITS = tuple(HOMES)
 _KINDS = {"person": 1, "room": 2, "thing": 3}
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white", "black", "turquoise")  # of scene.COLOURS
+LAB_COLOURS = COLOURS[:4]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,12 @@ def home(split, rng) -> int:
 
 def draw(kind, home, rng) -> int:
   """The number of a person, a room or a thing of a home."""
-  return home * 100 + int(rng.integers(PER_HOME[kind]))
+  return home * 100 + int(rng.integers((PER_LAB if home in HOMES[LAB] else PER_HOME)[kind]))
+
+
+def colours(home, rng) -> list[str]:
+  """The names of a home's colours, in random order."""
+  return [str(name) for name in rng.permutation(LAB_COLOURS if home in HOMES[LAB] else COLOURS)]
 
 
 def _generator(kind, number):

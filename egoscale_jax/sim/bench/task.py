@@ -38,7 +38,7 @@ class Lay:
 
   def __init__(self, rng, home):
     self.rng, self.home, self.table = rng, home, props.Table()
-    self.colours = [str(name) for name in rng.permutation(looks.COLOURS)]
+    self.colours = looks.colours(home, rng)
     self.things = []  # numbers of the variants in use
     self._busy = []
 
