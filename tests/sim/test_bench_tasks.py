@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from egoscale_jax.sim.bench import bodies, cap, card, drawer, episode, syringe, tasks
+from egoscale_jax.sim.bench import actor, bodies, cap, card, drawer, episode, syringe, tasks
 
 
 def start(task, body="sharpa_wave", seed=0):
@@ -139,3 +139,21 @@ def test_experts_succeed(task, body):
       frames += 1
     assert trial.success, (seed, trial.reached)
     assert frames < trial.task.seconds * 15
+
+
+def test_a_reach_hovers_off_its_aim_corrects_and_comes_straight_down():
+  trial, above, hovers = start("pick_place"), 0.08, []
+  down = trial.rest_2x4x4[1].copy()
+  down[:3, 3] = 0.0, 0.2, 0.05
+  for seed in range(20):
+    hand = actor.Actor(trial.world, bodies.fingers(trial.body), np.random.default_rng(seed), trial.rest_2x4x4[:1])
+    way = np.stack([wrist[1, :3, 3] for wrist, _ in hand.reach(down, above=above)]) - down[:3, 3]
+    np.testing.assert_allclose(way[-1], 0, atol=1e-12)
+    corrected = np.flatnonzero(np.abs(way - [0, 0, actor.CORRECT * above]).max(axis=1) < 1e-9)
+    assert len(corrected) == 1
+    assert np.abs(way[corrected[0] :, :2]).max() < 1e-9, "straight down"
+    before = way[: corrected[0]]
+    hovers.append(before[np.argmin(np.linalg.norm(np.diff(before, axis=0), axis=1)[1:]) + 2])  # where it is slowest
+  hovers = np.array(hovers)
+  assert np.abs(hovers[:, :2]).max() <= 1.2 * actor.AIM
+  assert np.linalg.norm(hovers[:, :2], axis=1).mean() > 0.4 * actor.AIM

@@ -3,6 +3,9 @@
 Experts act with the right hand, and look at the world as it is (poses, contacts): what they do not see is how to finish by luck. The left
 hand rests. A pinch comes from above: `heading` is where the wrist's x points in the table's plane (radians from the world's x; 90 degrees
 is away from the person), `tilt` how far the fingers lean that way from straight down.
+
+A reach has two phases, as a person's: a quick leg that ends above the thing, AIM off, and a correction by sight on the way down. Without it
+nobody learns to correct: from a hover that is always right, straight down is right too, and a policy's own hover is not.
 """
 
 import numpy as np
@@ -13,6 +16,8 @@ from egoscale_jax.sim.bench import RATE_HZ
 
 HEADING = 1.75  # radians: a forearm that comes from the right
 SPEED = 0.38  # m/s, mean over a leg
+AIM = 0.025  # metres in the plane by which the quick leg of a reach is off, at most
+CORRECT = 0.5  # share of the way down on which that is made good
 _TRIES = 3
 
 
@@ -96,6 +101,18 @@ class Actor:
   def jitter(self, size=1.0):
     return self._shaky * size * self.rng.uniform(-1, 1, 3) * (1, 1, 0.3)
 
+  def reach(self, down, joints=None, above=0.07, lift=0.02, fingers=(0.0, 0.7), speed=0.8):
+    """The wrist to a pose from `above` metres above it, where it is off by AIM; the fingers' joints are there before it."""
+    offset = AIM * self.rng.uniform(-1, 1, 3) * (1, 1, 0.4)
+    for height, off, how in (
+      (above, offset, dict(joints=joints, lift=lift, fingers=fingers)),
+      (CORRECT * above, 0.0, {}),
+      (0.0, 0.0, dict(speed=speed)),
+    ):
+      goal = down.copy()
+      goal[:3, 3] += off + np.array([0, 0, height])
+      yield from self.go(goal, **how)
+
   def pick(self, name, width, dz=0.0, faces=None, above=0.07, tilt=None, offset=(0.0, 0.0)):
     """Holds a thing: over it, down, close; again where it slipped.
 
@@ -109,9 +126,7 @@ class Actor:
       heading = min(options, key=lambda h: abs(h - HEADING))
       centre = thing[:3, 3] + (*offset, dz) + self.jitter(1.0 if attempt == 0 else 0.3)
       down = self.pinch(grip, centre, heading, tilt)
-      over = self.pinch(grip, centre + (0, 0, above), heading, tilt)
-      yield from self.go(over, grip.open_J, lift=0.02, fingers=(0.0, 0.7))
-      yield from self.go(down, speed=0.8)
+      yield from self.reach(down, grip.open_J, above)
       yield from self.close(name, grip)
       if self.world.held[1] == name:
         return
@@ -128,12 +143,15 @@ class Actor:
       if held > 2 and frame >= 4:
         return
 
-  def carry(self, by_name, to, lift=0.04, yaw=None, **how):
-    """Moves the hand so that the held thing's origin comes to a point; yaw: radians that it is turned about the vertical on the way."""
+  def carried(self, by_name, to, yaw=0.0):
+    """T_world_wrist that has the held thing's origin at a point; yaw: radians that it is turned about the vertical on the way."""
     thing = self.world.pose(by_name)
-    turn = geometry.so3_exp(np.array([0, 0, yaw or 0.0]))
-    goal = geometry.se3(turn @ self.wrist[:3, :3], np.asarray(to) + turn @ (self.wrist[:3, 3] - thing[:3, 3]))
-    yield from self.go(goal, lift=lift, **how)
+    turn = geometry.so3_exp(np.array([0, 0, yaw]))
+    return geometry.se3(turn @ self.wrist[:3, :3], np.asarray(to) + turn @ (self.wrist[:3, 3] - thing[:3, 3]))
+
+  def carry(self, by_name, to, lift=0.04, **how):
+    """Moves the hand so that the held thing's origin comes to a point."""
+    yield from self.go(self.carried(by_name, to), lift=lift, **how)
 
   def release(self, width, up=0.06, frames=4):
     """Opens and goes up."""

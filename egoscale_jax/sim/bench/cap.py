@@ -71,21 +71,24 @@ def turns(world):
   return world.joint("cap_turn") / (2 * np.pi)
 
 
-def _stroke(actor, way):
+def _stroke(actor, way, first):
   """One grasp at the cap and a turn of the wrist by STROKE. way: +1 opens."""
   grip = actor.fingers.grip(_WIDTH)
   centre = actor.world.pose("cap")[:3, 3] + (0, 0, 0.002)
   begin = actor.heading(grip) - way * STROKE / 2 - 0.35
-  over = actor.pinch(grip, centre + (0, 0, 0.012), begin, tilt=0.0)
-  yield from actor.go(over, grip.open_J, lift=0.01, fingers=(0.0, 0.4), speed=1.3)
-  yield from actor.go(actor.pinch(grip, centre, begin, tilt=0.0), frames=3)
+  down = actor.pinch(grip, centre, begin, tilt=0.0)
+  if first:
+    yield from actor.reach(down, grip.open_J, above=0.06)
+  else:
+    yield from actor.go(actor.pinch(grip, centre + (0, 0, 0.012), begin, tilt=0.0), grip.open_J, lift=0.01, fingers=(0.0, 0.4), speed=1.3)
+    yield from actor.go(down, frames=3)
   yield from actor.close("cap", grip)
   yield from actor.twist(centre, way * STROKE, way * PITCH * STROKE / (2 * np.pi), frames=10)
 
 
 def unscrew(actor, goal):
-  for _ in range(14):
-    yield from _stroke(actor, 1)
+  for stroke in range(14):
+    yield from _stroke(actor, 1, stroke == 0)
     if turns(actor.world) > THREAD and actor.world.held[1] == "cap":
       yield from actor.shift((0, 0, 0.06))
       if _off(actor.world):
@@ -96,8 +99,8 @@ def unscrew(actor, goal):
 
 
 def screw_on(actor, goal):
-  for _ in range(14):
-    yield from _stroke(actor, -1)
+  for stroke in range(14):
+    yield from _stroke(actor, -1, stroke == 0)
     yield from actor.fist(actor.fingers.grip(_WIDTH).open_J, 3)
     if turns(actor.world) < -TURNS - 0.05:
       break

@@ -44,9 +44,8 @@ def expert(actor, goal):
   yield from actor.shift((0, 0, 0.06))
   thing = actor.world.pose("card")
   yaw = -np.arctan2(thing[1, 0], thing[0, 0])  # the slots run along x
-  over = (*goal["right"], 0.105)
-  yield from actor.carry("card", over, lift=0.02, yaw=yaw)
-  yield from actor.carry("card", (*goal["right"], 0.004 + HALF[2] + 0.004), lift=0.0, speed=0.6)
+  down = 0.004 + HALF[2] + 0.004
+  yield from actor.reach(actor.carried("card", (*goal["right"], down), yaw), above=0.105 - down, speed=0.6)
   yield from actor.release(2 * HALF[1])
 
 

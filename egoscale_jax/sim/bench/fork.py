@@ -46,8 +46,7 @@ def expert(actor, goal):
   for _ in range(3):
     fruit = actor.world.pose(goal["fruit"])[:3, 3] + actor.jitter(0.5)
     on_top = fruit + (0, 0, goal["radius"]) - _TIP * actor.world.pose("fork")[:3, 2]  # it may hang askew in the hand
-    yield from actor.carry("fork", on_top + (0, 0, 0.03), lift=0.02)
-    yield from actor.carry("fork", on_top - (0, 0, 0.012), lift=0.0, speed=0.5)
+    yield from actor.reach(actor.carried("fork", on_top - (0, 0, 0.012)), above=0.045, speed=0.5)
     yield from actor.wait(2)
     if actor.world.active("pierced"):
       break

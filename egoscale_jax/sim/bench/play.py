@@ -62,8 +62,7 @@ def _stack(actor, goal):
   yield from _pick(actor, target)
   at = actor.world.pose(below["name"])[:3, 3]
   top = at + (0, 0, below["height"] + target["height"])
-  yield from actor.carry(target["name"], top + (0, 0, 0.03), lift=0.04)
-  yield from actor.carry(target["name"], top + (0, 0, 0.002), lift=0.0, speed=0.5)
+  yield from actor.reach(actor.carried(target["name"], top + (0, 0, 0.002)), above=0.04, lift=0.04, speed=0.5)
   yield from actor.release(target["width"])
 
 
@@ -79,8 +78,7 @@ def _lift(actor, goal):
 def _touch(actor, goal):
   target, shut = goal["target"], actor.fingers.grip(0.002)
   top = actor.world.pose(target["name"])[:3, 3] + (0, 0, target["height"] + shut.reach)
-  yield from actor.go(actor.pinch(shut, top + (0, 0, 0.04), actor.heading(shut)), shut.hold_J, lift=0.02, fingers=(0.0, 0.7))
-  yield from actor.shift((0, 0, -0.043), speed=0.6)
+  yield from actor.reach(actor.pinch(shut, top - (0, 0, 0.003), actor.heading(shut)), shut.hold_J, above=0.05, speed=0.6)
   yield from actor.wait(2)
   yield from actor.shift((0, 0, 0.05))
 

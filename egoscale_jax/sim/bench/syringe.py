@@ -48,8 +48,8 @@ def expert(actor, goal):
     plunger = actor.world.pose("plunger")[:3, 3]
     top = plunger + (0, 0, 0.003 + shut.reach) + actor.jitter()
     heading = actor.heading(shut)
-    yield from actor.go(actor.pinch(shut, top + (0, 0, 0.03), heading), shut.hold_J, lift=0.02, fingers=(0.0, 0.7))
-    yield from actor.go(actor.pinch(shut, top - (0, 0, TRAVEL + 0.002), heading), speed=0.5)
+    down = actor.pinch(shut, top - (0, 0, TRAVEL + 0.002), heading)
+    yield from actor.reach(down, shut.hold_J, above=TRAVEL + 0.045, speed=0.5)
     yield from actor.wait(2)
     yield from actor.shift((0, 0, 0.05))
     if actor.world.joint("plunger") > 0.85 * TRAVEL:
