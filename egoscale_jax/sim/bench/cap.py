@@ -15,8 +15,8 @@ from egoscale_jax.sim.bench.props import Shape
 from egoscale_jax.sim.bench.task import Task
 
 PITCH = 0.0035  # metres a turn
-TURNS, THREAD = 3, 3.3  # turns that are asked for, and those until the cap is off (or at its seat)
-STROKE = 2.6  # radians of the wrist between two grasps
+TURNS, THREAD = 3, 3.05  # turns that are asked for, and those until the cap is off (or at its seat)
+STROKE = 2.8  # radians of the wrist between two grasps
 UNSCREW = (("held", 0.1), ("one_turn", 0.2), ("two_turns", 0.2), ("three_turns", 0.2), ("off", 0.3))
 SCREW_ON = (("held", 0.1), ("one_turn", 0.25), ("two_turns", 0.3), ("three_turns", 0.35))
 _TURN_STAGES = ("one_turn", "two_turns", "three_turns")
@@ -80,10 +80,10 @@ def _stroke(actor, way, first):
   if first:
     yield from actor.reach(down, grip.open_J, above=0.06)
   else:
-    yield from actor.go(actor.pinch(grip, centre + (0, 0, 0.012), begin, tilt=0.0), grip.open_J, lift=0.01, fingers=(0.0, 0.4), speed=1.3)
-    yield from actor.go(down, frames=3)
+    yield from actor.go(actor.pinch(grip, centre + (0, 0, 0.012), begin, tilt=0.0), grip.open_J, lift=0.01, fingers=(0.0, 0.4), speed=1.8)
+    yield from actor.go(down, frames=2)
   yield from actor.close("cap", grip)
-  yield from actor.twist(centre, way * STROKE, way * PITCH * STROKE / (2 * np.pi), frames=10)
+  yield from actor.twist(centre, way * STROKE, way * PITCH * STROKE / (2 * np.pi), frames=8)
 
 
 def unscrew(actor, goal):
@@ -93,7 +93,7 @@ def unscrew(actor, goal):
       yield from actor.shift((0, 0, 0.06))
       if _off(actor.world):
         break
-    yield from actor.fist(actor.fingers.grip(_WIDTH).open_J, 3)
+    yield from actor.fist(actor.fingers.grip(_WIDTH).open_J, 2)
   yield from actor.shift((0.0, -0.07, 0.0))
   yield from actor.release(_WIDTH)
 
@@ -101,7 +101,7 @@ def unscrew(actor, goal):
 def screw_on(actor, goal):
   for stroke in range(14):
     yield from _stroke(actor, -1, stroke == 0)
-    yield from actor.fist(actor.fingers.grip(_WIDTH).open_J, 3)
+    yield from actor.fist(actor.fingers.grip(_WIDTH).open_J, 2)
     if turns(actor.world) < -TURNS - 0.05:
       break
   yield from actor.shift((0, 0, 0.06))
