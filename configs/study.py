@@ -2,7 +2,7 @@
 
   egoscale study --config=configs/study.py:micro --workdir=runs/study
 
-`:micro` is meant for two cores, all of it in about 6 hours; `:small` (also without a mode) for one GPU. Both are estimates, in
+`:micro` is meant for two cores, all of it in about 8 hours; `:small` (also without a mode) for one GPU. Both are estimates, in
 docs/evidence.md. `:debug` only proves that the chain runs, in minutes.
 """
 
