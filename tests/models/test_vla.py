@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from egoscale_jax import config as config_lib
 from egoscale_jax.data import spec
-from egoscale_jax.models import flow, vla
+from egoscale_jax.models import flow, layers, vla
 from egoscale_jax.train import sharding
 
 
@@ -217,3 +217,19 @@ def test_draws_share_the_features_and_are_what_each_is_alone(setup, features, ve
   both = velocity(params, seen, twice, x, t)
   for draw in (0, 1):
     np.testing.assert_allclose(both[draw::2], velocity(params, seen, batch, x[draw::2], t[draw::2]), atol=2e-5)
+
+
+@pytest.mark.parametrize("embodiments", [3, 5])
+def test_an_adapter_is_its_slots_alone(embodiments):
+  """Each row is what its own map makes of it, and others' maps get no gradient."""
+  linear = layers.EmbodimentLinear(embodiments, 4, jnp.float32)
+  rng, slot_B = np.random.default_rng(0), jnp.array([2, 0, 2, 0, 0, 2, 2])
+  x = jnp.asarray(rng.normal(size=(7, 3, 5)), jnp.float32)
+  params = linear.init(jax.random.key(0), x, slot_B)
+  params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+  kernel, bias = (np.asarray(params["params"][name]) for name in ("kernel", "bias"))
+  wanted = np.stack([row @ kernel[slot] + bias[slot] for row, slot in zip(np.asarray(x), slot_B)])
+  np.testing.assert_allclose(linear.apply(params, x, slot_B), wanted, atol=1e-5)
+  np.testing.assert_allclose(linear.apply(params, x[:1], slot_B[:1]), wanted[:1], atol=1e-5)
+  gradient = jax.grad(lambda params: jnp.sum(linear.apply(params, x, slot_B) ** 2))(params)["params"]["kernel"]
+  assert sorted(np.flatnonzero(np.abs(gradient).sum(axis=(1, 2)))) == [0, 2]
