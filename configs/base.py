@@ -67,7 +67,7 @@ def get_config(mode=""):
   config.data.human_state = False  # True: the tracked hand pose of human video is its proprioception (N1.7), as robots always have theirs
   config.data.base_state = ()  # robots whose proprioception is seen from their base: nobody knows where their camera is
   config.data.residual_soft_m = 0.0  # fingertip residual of the retargeting at which a joint's label counts half; 0: all count the same
-  config.data.resting = ()  # names of actions, as r"left\..*", that are not learnt but said as their mean; others may not stand still
+  config.data.resting = ()  # names of actions, as r"left\..*", that are not learnt but stay as they are; others may not stand still
   config.data.mixture = ConfigDict()  # in place of shards, several: name=dict(shards=DIR, weight=1.0, pairs=""); pairs: the folder of the
   # human episodes that the robot's in `shards` are aligned with, by the same text; each pair then fills two rows of a batch
   config.data.temperature = 1.0  # a share is hours ** (1 / temperature) times the weights; inf: the weights alone

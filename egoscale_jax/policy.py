@@ -101,12 +101,15 @@ class Policy:
     return self._assembler.state_from_camera(embodiment)
 
   def chunk(self, request, action_TxA) -> Chunk:
-    """A row of `sample` in metres and radians. A hand that the data never had stays where it is, and its joints are NaN."""
+    """A row of `sample` in metres and radians. A hand that the data never had stays where it is, and its joints are NaN.
+
+    What rests (config.data.resting) stays as the state says it is; of an embodiment without one joints are said as their mean.
+    """
     slot = self.slot(request.embodiment)
     names = slot.statistics.joint_names
     action_TxA = slot.normalizer.denormalize(action_TxA[:, : slot.width])
     unlearnt_A = ~slot.normalizer.learnt_A
-    action_TxA[:, unlearnt_A] = slot.normalizer.rest_A[unlearnt_A]
+    action_TxA[:, unlearnt_A] = _still(request.state, slot.normalizer)[unlearnt_A]
     pose, joints = actions.split_chunk(action_TxA, len(names))
     # By what was observed and not by what is finite: a NaN of the model's own must not look like a hand that rests.
     moves_2 = slot.normalizer.observed_A.reshape(2, -1)[:, : actions.WRIST_DIM].all(axis=-1)
@@ -207,6 +210,14 @@ class Predictor:
     from_camera = self.policy.state_from_camera(self.embodiment)
     state = None if from_camera is None else seen.state(from_camera)
     return self.policy([seen.picture_YxXx3], seen.text, state, self.embodiment, seen.seed, executing)
+
+
+def _still(state_A, normalizer):
+  """The action [A] of hands that stay as they are. Not the mean where they can be asked: that of a slot which several embodiments share is
+  nobody's posture, and a robot whose left hand it is put in sees itself as it never was (docs/evidence.md)."""
+  still_A = np.array(normalizer.rest_A if state_A is None else np.asarray(state_A, np.float32))
+  still_A.reshape(2, -1)[:, : actions.WRIST_DIM] = actions.STILL
+  return np.where(normalizer.observed_A, still_A, np.float32(np.nan))
 
 
 def _black(size):

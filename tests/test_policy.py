@@ -63,7 +63,7 @@ def test_without_a_picture_its_tokens_are_masked(policy):
   assert not np.array_equal(first, policy.sample([black]))
 
 
-def test_actions_at_rest_are_said_as_their_mean_and_never_read(policy, tiny_run, tmp_path):
+def test_what_rests_stays_and_is_never_read(policy, tiny_run, tmp_path):
   copy = tmp_path / "run"
   shutil.copytree(tiny_run, copy)
   config = json.loads((copy / "config.json").read_text())
@@ -74,9 +74,14 @@ def test_actions_at_rest_are_said_as_their_mean_and_never_read(policy, tiny_run,
   mean_A = resting.slot("human").normalizer.rest_A
   for chunk in chunks:
     np.testing.assert_array_equal(chunk.joints_Tx2xJ[:, 0], np.broadcast_to(mean_A[9:31], (len(chunk.joints_Tx2xJ), 22)))
-    np.testing.assert_array_equal(chunk.T_start_wrist_Tx2x4x4[:, 0, :3, 3], np.broadcast_to(mean_A[:3], (len(chunk.joints_Tx2xJ), 3)))
+    np.testing.assert_array_equal(chunk.T_start_wrist_Tx2x4x4[:, 0], np.broadcast_to(np.eye(4), (len(chunk.joints_Tx2xJ), 4, 4)))
   assert np.ptp([chunk.joints_Tx2xJ[:, 1] for chunk in chunks], axis=0).min() > 0
   batch = resting.row(Request([image], "Pour tea."))[0]
+  state_A, action = np.linspace(-1, 1, 62).astype(np.float32), np.zeros((resting.config.model.horizon, resting.config.model.action_dim))
+  told = resting.chunk(Request([], "Pour tea.", state_A), action.astype(np.float32))  # by the state where there is one
+  np.testing.assert_array_equal(told.joints_Tx2xJ[:, 0], np.broadcast_to(state_A[9:31], told.joints_Tx2xJ[:, 0].shape))
+  np.testing.assert_array_equal(told.T_start_wrist_Tx2x4x4[:, 0], np.broadcast_to(np.eye(4), (len(action), 4, 4)))
+  assert (told.joints_Tx2xJ[:, 1] != state_A[40:]).any()
   np.testing.assert_array_equal(batch.action_mask_BxTxA[0, :62], np.arange(62) >= 31)
   assert policy.row(Request([image], "Pour tea."))[0].action_mask_BxTxA[0, :62].all()
 

@@ -11,6 +11,7 @@ from egoscale_jax import geometry
 from egoscale_jax.data import schema
 
 WRIST_DIM = 9  # xyz + rot6d
+STILL = (0, 0, 0, 1, 0, 0, 0, 1, 0)  # a wrist that stays where it is
 
 
 def action_dim(num_joints: int) -> int:

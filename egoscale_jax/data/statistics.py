@@ -36,7 +36,7 @@ class Normalizer:
   high_A: np.ndarray
   observed_A: np.ndarray  # bool; False: no valid value in the data, low and high are -1 and 1 then
   learnt_A: np.ndarray  # bool: observed, and not at rest (config.data.resting)
-  rest_A: np.ndarray  # float32: what a policy says where nothing was learnt, the mean; NaN where nothing was observed
+  rest_A: np.ndarray  # float32: the mean, which a policy without proprioception says of what is not learnt; NaN: never observed
 
   def normalize(self, action):
     normal = action - self.low_A
