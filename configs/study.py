@@ -29,6 +29,8 @@ def get_config(mode=""):
     # Recordings. human: for pre-training, of `tasks` and play. play: scenes and goals, and takes of each by a person and by a robot (paper:
     # 344, 30, 5). demos: of each task by each robot (paper: 100). shot: of a held-out task by people, beside one by a robot (paper: 100).
     episodes=dict(human=2400, scenes=100, human_takes=30, robot_takes=5, demos=100, shot=100),
+    # The backbone that all arms begin from (train/ground.py): pictures of the training homes, `held_out` scenes of others.
+    ground=dict(scenes=4000, held_out=200, arrangements=16, steps=6000, rate=1.5e-3),
     validation=0.1,  # share of the homes of the people's recordings that is held out
     steps=dict(human=4000, mid=1000, post=2000, shot=1000),
     rates=dict(human=1.5e-3, mid=7e-4, post=7e-4, shot=7e-4),  # the same for every arm
@@ -41,6 +43,7 @@ def get_config(mode=""):
   if mode in ("", "small"):
     config.study.update(workers=8, ladder_trials=50)
     config.study.episodes.update(human=20_000, scenes=344)
+    config.study.ground.update(scenes=20_000, steps=20_000, rate=2e-4)
     config.study.steps = dict(human=10_000, mid=5000, post=5000, shot=3000)
     config.study.rates = dict(human=2e-4, mid=1e-4, post=1e-4, shot=1e-4)
   # No weights from elsewhere: what is frozen in the paper's later stages would be noise in an arm without pre-training. All parts train.
@@ -65,6 +68,7 @@ def debug(config):
   config.study.update(main="toy", sizes=dict(toy=dict()), validations=1, validation=0.3)
   config.study.arms = dict(sharpa_wave=("none", "human", "both"), dex3=("both",))
   config.study.episodes = dict(human=8, scenes=2, human_takes=2, robot_takes=1, demos=3, shot=2)
+  config.study.ground.update(scenes=4, held_out=2, steps=4)
   config.study.steps = dict(human=8, mid=4, post=4, shot=4)
   config.checkpoint_every = 4
   config.validation.update(episodes=2, times=2, draws=2, batch_size=4)

@@ -1,14 +1,14 @@
 """The study of the paper's claims (b) to (e) on the bench, as a flat list of steps that is known before any of them begins.
 
 ```
-record-X -> shards-X -> common -> human-SIZE-NN -> mid-BODY-ARM -> post-BODY-ARM-seedN -> try-RUN
-                                                                   shot-TASK-ARM-seedN
-                                                                   ladder-SIZE-NN
-                                                                   shuffled, blind
-                                                                   wrists, tips (after people alone, as the paper's section 3.6)
+record-X -> shards-X -> common -> ground-SIZE -> human-SIZE-NN -> mid-BODY-ARM -> post-BODY-ARM-seedN -> try-RUN
+                        stills-X                                                  shot-TASK-ARM-seedN
+                                                                                  ladder-SIZE-NN
+                                                                                  shuffled, blind
+                                                                                  wrists, tips (after people alone, as section 3.6)
 ```
-An arm is which of the two stages before post-training it has. A step's needs stand before it in the list. `egoscale scaling`'s plan is in
-study_plan.py.
+An arm is which of the two stages before post-training it has; all begin from a backbone that has learned to see (train/ground.py), as the
+paper's do. A step's needs stand before it in the list. `egoscale scaling`'s plan is in study_plan.py.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from egoscale_jax.data import shards
 from egoscale_jax.errors import UserError
 from egoscale_jax.evaluate import fingertips, rollout, steps, study_plan
-from egoscale_jax.sim.bench import looks, recorders
+from egoscale_jax.sim.bench import looks, recorders, stills
 
 ARMS = {"none": (False, False), "mid": (False, True), "human": (True, False), "both": (True, True)}  # pre-, mid-training
 SHOT_ARMS = ("mid", "both")  # one-shot without and with human pre-training, as the paper's figure 6
@@ -56,12 +56,13 @@ class Case:
 
 
 class Plan:
-  """Steps and cases of a config. train(config, workdir) and agent(workdir, embodiment, execute) are of rooms above this one."""
+  """Steps and cases of a config. Of rooms above this one: train(config, workdir), agent(workdir, embodiment, execute), and of
+  train/ground.py make_stills(output, plan, processes) and ground(workdir, config, stills to train on, held out)."""
 
-  def __init__(self, config, workdir, train, agent):
+  def __init__(self, config, workdir, train, agent, make_stills, ground):
     _check(config)
     self.config, self.study, self.made = config, config.study, pathlib.Path(workdir) / "made"
-    self.train, self.agent = train, agent
+    self.train, self.agent, self.make_stills, self.ground = train, agent, make_stills, ground
     self.steps: list[Step] = []
     self.cases: list[Case] = []
     self.body = self.study.body
@@ -101,19 +102,35 @@ class Plan:
 
   def _run(self, name, stage, mixture, before="", seed=0, size="", common="common", **data):
     """A run of `egoscale train`; stage: of study.steps and study.rates. mixture: {name of a shards' step: that of its pairs, or ""}."""
-    config, study = study_plan.copied(self.config), self.study
-    size = size or study.main
-    study_plan.update(config, study.sizes[size], f"config.study.sizes.{size}")
-    del config.study
+    study, config = self.study, self._sized(size)
+    before = before or self._ground(size)
     config.data.mixture = {
       one: dict(shards=str(self.path(one))) | (dict(pairs=str(self.path(pairs))) if pairs else {}) for one, pairs in mixture.items()
     }
     config.data.update(tokenizer=str(self.path("common") / steps.TOKENIZER), statistics=str(self.path(common) / steps.STATISTICS), **data)
     config.steps, config.seed, config.optim.learning_rate = study.steps[stage], seed, study.rates[stage]
-    config.init_from = str(self.path(before)) if before else ""
+    config.init_from = str(self.path(before))
     config.validate_every = -(-config.steps // (study.validations if stage == "human" else 1))
-    needs = ("common", common, *mixture, *filter(None, mixture.values()), *([before] if before else []))
+    needs = ("common", common, *mixture, *filter(None, mixture.values()), before)
     return self._add(name, self.train, (config.lock(), self.path(name)), needs)
+
+  def _sized(self, size):
+    config, size = study_plan.copied(self.config), size or self.study.main
+    study_plan.update(config, self.study.sizes[size], f"config.study.sizes.{size}")
+    del config.study
+    return config
+
+  def _ground(self, size):
+    """What every run begins from that has no stage before it."""
+    config, told = self._sized(size), self.study.ground
+    config.data.tokenizer = str(self.path("common") / steps.TOKENIZER)
+    config.steps, config.optim.learning_rate = told.steps, told.rate
+    folders = []
+    for name, scenes, split in (("train", told.scenes, "train"), ("held_out", told.held_out, "validation")):
+      plan = stills.Plan(split, 0, scenes, told.arrangements, config.data.image_size[0])
+      folders.append(self._add(f"stills-{name}", self.make_stills, (self.path(f"stills-{name}"), plan, self.study.workers)))
+    name = f"ground-{size or self.study.main}"
+    return self._add(name, self.ground, (self.path(name), config.lock(), *map(self.path, folders)), ("common", *folders))
 
   def _human(self, size="", twentieths=shards.TWENTIETHS):
     size = size or self.study.main
@@ -121,7 +138,7 @@ class Plan:
     return self._run(name, "human", {f"shards-{HUMAN}": ""}, size=size, twentieths=twentieths)
 
   def _before(self, body, arm):
-    """The stages before post-training -> the name of the last of them, "" where there is none."""
+    """The stages between the backbone and post-training -> the name of the last of them, "" where there is none."""
     pretrained, aligned = ARMS[arm]
     before = self._human() if pretrained else ""
     if aligned:

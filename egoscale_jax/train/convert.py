@@ -14,7 +14,6 @@ import pathlib
 import shutil
 
 import jax
-import ml_collections
 
 from egoscale_jax.data import slots, tokenizer
 from egoscale_jax.errors import UserError
@@ -138,14 +137,9 @@ def _start(folder):
 
 
 def _write(folder, workdir, config, params, statistics, dtypes):
-  """Everything of a work directory; config.json last: from then on it is one."""
+  """A work directory, and what the way back needs."""
   workdir = pathlib.Path(workdir)
   print(_unread(folder, kept=bool(dtypes)), flush=True)
-  config.ema, config.lora.rank = 0.0, 0  # those are of a run, and here is none yet
-  with checkpoint.manager(workdir, keep=1) as checkpoints:
-    checkpoint.save(checkpoints, 0, {"params": params})
-    checkpoints.wait_until_finished()
-  checkpoint.write_sums(workdir, 0)
   if dtypes:
     (workdir / run_lib.REFERENCE).mkdir()
     for file in sorted(folder.glob("*.json")):
@@ -153,10 +147,8 @@ def _write(folder, workdir, config, params, statistics, dtypes):
         shutil.copyfile(file, workdir / run_lib.REFERENCE / file.name)
     checkpoint.write_json(workdir / run_lib.REFERENCE / DTYPES, dtypes)
   given = pathlib.Path(config.data.tokenizer or folder / "tokenizer.json")
-  if config.data.tokenizer or given.is_file():
-    (workdir / "tokenizer.json").write_text(tokenizer.load(given).to_str(pretty=True), encoding="utf-8")
-  slots.save(slots.load(statistics) if statistics else {}, workdir / "statistics.json")
-  checkpoint.write_json(workdir / "config.json", json.loads(ml_collections.ConfigDict(config).to_json()))
+  text_tokenizer = tokenizer.load(given) if config.data.tokenizer or given.is_file() else None
+  run_lib.write_parameters(workdir, config, params, text_tokenizer, slots.load(statistics) if statistics else {})
 
 
 def _unread(folder, kept):

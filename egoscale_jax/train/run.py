@@ -183,6 +183,21 @@ def _tokenizer(config, texts):
   return before if given is None else given
 
 
+def write_parameters(workdir, config, params, text_tokenizer=None, stats=None):
+  """Parameters that no run has left as a work directory at step 0: the next stage and what else reads parameters opens it."""
+  config = config.copy_and_resolve_references().unlock()
+  config.ema, config.lora.rank = 0.0, 0  # those are of a run, and here is none yet
+  workdir.mkdir(parents=True, exist_ok=True)
+  with checkpoint.manager(workdir, keep=1) as checkpoints:
+    checkpoint.save(checkpoints, 0, {"params": params})
+    checkpoints.wait_until_finished()
+  checkpoint.write_sums(workdir, 0)
+  if text_tokenizer is not None:
+    (workdir / "tokenizer.json").write_text(text_tokenizer.to_str(pretty=True), encoding="utf-8")
+  slots.save(stats or {}, workdir / "statistics.json")
+  checkpoint.write_json(workdir / "config.json", json.loads(config.to_json()))  # last: from then on it is a work directory
+
+
 def read_config(workdir):
   """The config of a work directory, for one device, whatever kind it is."""
   path = pathlib.Path(workdir) / "config.json"

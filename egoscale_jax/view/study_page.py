@@ -8,7 +8,7 @@ import egoscale_jax
 from egoscale_jax import policy
 from egoscale_jax.evaluate import chain, claims
 from egoscale_jax.evaluate import study as study_lib
-from egoscale_jax.train import main
+from egoscale_jax.train import ground, main
 from egoscale_jax.view import output as output_lib
 from egoscale_jax.view import report, study_plots
 from egoscale_jax.view.scaling_page import STYLE, commit, n, table
@@ -26,7 +26,7 @@ ABOUT = {
 
 def study(config, workdir, command):
   """Makes or continues the study; the page is written after every step -> lines for a person."""
-  plan = study_lib.Plan(config, workdir, main.main, policy.agent)
+  plan = study_lib.Plan(config, workdir, main.main, policy.agent, ground.make_stills, ground.main)
   for told in chain.run(config, plan, workdir, commit()):
     write(told, config, command, pathlib.Path(workdir) / "study.html")
   return lines(told, config)
@@ -53,8 +53,8 @@ def _head(told, config):
   text = (
     f"<p>A simulated person and {' and '.join(study_lib.bodies(study))} at a table, in physics (docs/bench.md). All recordings "
     "are simulated; "
-    "nothing here is of a real robot. Every policy is tried on the same scenes, in rooms and with things that no recording "
-    "shows. In brackets "
+    "nothing here is of a real robot. Every policy is tried on the same scenes, in the room where robots were shown the tasks, "
+    "with everything in places that no recording shows. In brackets "
     "95 % intervals: Wilson's of a success; of a difference a bootstrap over the scenes; of a correlation one over the checkpoints. "
     f"Post-training has {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}; pre- and mid-training have one, whose luck is in "
     "no interval.</p>"

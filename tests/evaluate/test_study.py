@@ -39,8 +39,16 @@ def agent():
   """In the place of policy.agent."""
 
 
+def make_stills():
+  """In the place of train/ground.py's."""
+
+
+def ground():
+  """In the place of train/ground.py's main."""
+
+
 def plan(made, workdir):
-  return study.Plan(made, workdir, train, agent)
+  return study.Plan(made, workdir, train, agent, make_stills, ground)
 
 
 def of(made, name):
@@ -111,7 +119,7 @@ def test_arms_differ_in_what_came_before_alone():
     before[arm] = told.pop("init_from")
     rest.append(told)
   assert before == {
-    "none": "",
+    "none": "w/made/ground-quarter",
     "mid": "w/made/mid-sharpa_wave-mid",
     "human": "w/made/human-quarter-20of20",
     "both": "w/made/mid-sharpa_wave-both",
@@ -120,11 +128,29 @@ def test_arms_differ_in_what_came_before_alone():
   assert rest[0]["seed"] == 1
   assert "study" not in rest[0]
   mid = {arm: of(made, f"mid-sharpa_wave-{arm}").arguments[0] for arm in ("mid", "both")}
-  assert mid["mid"].init_from == ""
+  assert mid["mid"].init_from == before["none"]
+  assert of(made, "human-quarter-20of20").arguments[0].init_from == before["none"]
   assert mid["both"].init_from == before["human"]
   assert mid["both"].data.mixture.to_dict() == {
     "shards-play-sharpa_wave": {"shards": "w/made/shards-play-sharpa_wave", "pairs": "w/made/shards-play-human"}
   }
+
+
+def test_every_run_begins_from_a_backbone_of_its_size_that_has_learned_to_see():
+  made = plan(config(), "w")
+  runs = {step.name: step.arguments[0] for step in made.steps if step.make is train}
+  for name, told in runs.items():
+    first = name
+    while not first.startswith("ground-"):
+      assert runs[first].init_from, first
+      first = runs[first].init_from.removeprefix("w/made/")
+    assert first == ("ground-eighth" if "eighth" in name else "ground-quarter"), name
+    school = of(made, first)
+    assert school.arguments[1].model == told.model
+    assert school.arguments[1].data.tokenizer == told.data.tokenizer
+    assert {"common", "stills-train", "stills-held_out"} <= set(school.needs)
+  assert of(made, "stills-train").arguments[1].split == "train"
+  assert of(made, "stills-held_out").arguments[1].split == "validation"
 
 
 def test_all_runs_read_and_say_the_same_numbers():

@@ -16,7 +16,7 @@ def build(lay):
   side = lay.rng.choice([-1, 1])
   x, y = lay.spot((-0.17, 0.18) if side < 0 else (0.08, 0.18), (-0.08, 0.27) if side < 0 else (0.17, 0.27), 0.095)
   shapes, inside, floor, rim = props.container("basket", rgb, variant)
-  lay.table.body("basket", props.pose(x, y, 0, lay.rng.uniform(-0.3, 0.3)), shapes)
+  lay.table.body(f"{colour} basket", props.pose(x, y, 0, lay.rng.uniform(-0.3, 0.3)), shapes)
   target = lay.solid()
   lay.distract(2)
   text = lay.say("Pick up the {} and place it in the {} basket.", "Put the {} into the {} basket.", "Place the {} in the {} basket.")

@@ -20,7 +20,7 @@ def build(lay):
     colour, variant, rgb = lay.paint()
     x, y = lay.spot((-0.16, 0.17), (-0.06, 0.27), 0.095)
     shapes, goal["inside"], floor, goal["rim"] = props.container(kind, rgb, variant)
-    lay.table.body(kind, props.pose(x, y, 0), shapes)
+    lay.table.body(f"{colour} {kind}", props.pose(x, y, 0), shapes)
     goal |= {"to": np.array([x, y]), "floor": floor}
     goal["target"] = target = lay.solid()
     words = f"{'in' if kind in ('basket', 'tray') else 'on'} the {colour} {kind}"

@@ -32,7 +32,7 @@ def build(lay):
   lay.table.spec.add_exclude(bodyname1="syringe", bodyname2="plunger")
   bx, by = lay.spot((-0.16, 0.16), (-0.09, 0.27), 0.07)
   floor = Shape("box", (0, 0, 0.003), (_BIN, _BIN, 0.003), props.DARK)
-  lay.table.body("bin", props.pose(bx, by, 0), [floor, *props.walls(_BIN, _BIN, _BIN_HALF, bin_rgb)])
+  lay.table.body(f"{bin_colour} bin", props.pose(bx, by, 0), [floor, *props.walls(_BIN, _BIN, _BIN_HALF, bin_rgb)])
   lay.distract(1)
   text = lay.say(
     "Press the plunger of the syringe and drop it into the {} bin.",

@@ -48,11 +48,7 @@ class World:
     self._T_wrist_base = geometry.se3_inverse(body.T_base_wrist_2x4x4())
     self._tag_geoms()
     self.held, self._relative = [None, None], [None, None]
-    self.T_world_wrist_2x4x4, self.joint_targets_2xJ = np.array(T_world_wrist_2x4x4, float), np.array(joints_2xJ, float)
-    self.data.qpos[self._joints] = self.joint_targets_2xJ
-    self.data.ctrl[self._servos] = self.joint_targets_2xJ
-    self.data.qpos[self._carried] = self._places(self.T_world_wrist_2x4x4 @ self._T_wrist_base)
-    self._pose_forearms(self.T_world_wrist_2x4x4)
+    self.place(T_world_wrist_2x4x4, joints_2xJ)
     mujoco.mj_forward(m, self.data)
 
   def _tag_geoms(self):
@@ -125,6 +121,14 @@ class World:
     return relative
 
   # Time
+
+  def place(self, T_world_wrist_2x4x4, joints_2xJ):
+    """Both hands where they are said to be, at once; the caller asks MuJoCo for what follows from it."""
+    self.T_world_wrist_2x4x4, self.joint_targets_2xJ = np.array(T_world_wrist_2x4x4, float), np.array(joints_2xJ, float)
+    self.data.qpos[self._joints] = self.joint_targets_2xJ
+    self.data.ctrl[self._servos] = self.joint_targets_2xJ
+    self.data.qpos[self._carried] = self._places(self.T_world_wrist_2x4x4 @ self._T_wrist_base)
+    self._pose_forearms(self.T_world_wrist_2x4x4)
 
   def limited(self, T_world_wrist_2x4x4, joints_2xJ):
     """The command that is carried out: no faster than a wrist is, above the table, joints within their range; a NaN stays where it is."""
