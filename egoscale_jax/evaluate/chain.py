@@ -15,7 +15,8 @@ import time
 
 from egoscale_jax import progress
 from egoscale_jax.errors import UserError
-from egoscale_jax.evaluate import apart, folder, rollout, study_plan
+from egoscale_jax.evaluate import apart, folder, rollout, steps, study_plan
+from egoscale_jax.evaluate.study import BACKBONE
 
 
 def run(config, plan, workdir, commit, go=apart.run):
@@ -45,13 +46,17 @@ def _is_done(workdir, name):
 
 
 def result(plan, workdir) -> dict:
-  """{rows: of the cases whose trials are complete, cases: all, steps: names, done: {step: its marker}}; writes results.jsonl."""
+  """{rows: of the cases whose trials are complete, cases: all, steps: names, done: {step: its marker}, backbones: {step: how they point}};
+  writes results.jsonl."""
   done = {
     step.name: json.loads((workdir / "done" / step.name).read_text(encoding="utf-8")) for step in plan.steps if _is_done(workdir, step.name)
   }
   rows = [row(case, workdir) for case in plan.cases if case.name in done]
   folder.write(workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-  return {"rows": rows, "cases": plan.cases, "steps": [step.name for step in plan.steps], "done": done}
+  backbones = {
+    name: json.loads((workdir / "made" / name / steps.POINTING).read_text(encoding="utf-8")) for name in done if name.startswith(BACKBONE)
+  }
+  return {"rows": rows, "cases": plan.cases, "steps": [step.name for step in plan.steps], "done": done, "backbones": backbones}
 
 
 def row(case, workdir) -> dict:

@@ -15,7 +15,7 @@ from egoscale_jax.data.sources import lerobot, simulated
 from egoscale_jax.evaluate import rollout
 from egoscale_jax.sim.bench import recorders
 
-TOKENIZER, STATISTICS = "tokenizer.json", "statistics.json"
+TOKENIZER, STATISTICS, POINTING = "tokenizer.json", "statistics.json", "pointing.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from egoscale_jax.sim.bench import looks, recorders, stills
 ARMS = {"none": (False, False), "mid": (False, True), "human": (True, False), "both": (True, True)}  # pre-, mid-training
 SHOT_ARMS = ("mid", "both")  # one-shot without and with human pre-training, as the paper's figure 6
 FOUR, SHOT, LADDER, CONTROLS, ABLATION = "four-way", "one-shot", "loss and success", "controls", "representations"
-HUMAN, PLAY = "human", "play"
+HUMAN, PLAY, BACKBONE = "human", "play", "ground-"
 JOINTS, TIPS, WRISTS = "joints", "fingertips", "wrist only"  # what pre-training on people teaches to say of a hand
 _FINGERS = r".*\.(?!(x|y|z|r\d\d)$).*"  # names of actions that are of a finger
 
@@ -129,7 +129,7 @@ class Plan:
     for name, scenes, split in (("train", told.scenes, "train"), ("held_out", told.held_out, "validation")):
       plan = stills.Plan(split, 0, scenes, told.arrangements, config.data.image_size[0])
       folders.append(self._add(f"stills-{name}", self.make_stills, (self.path(f"stills-{name}"), plan, self.study.workers)))
-    name = f"ground-{size or self.study.main}"
+    name = BACKBONE + (size or self.study.main)
     return self._add(name, self.ground, (self.path(name), config.lock(), *map(self.path, folders)), ("common", *folders))
 
   def _human(self, size="", twentieths=shards.TWENTIETHS):

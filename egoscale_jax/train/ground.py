@@ -14,12 +14,13 @@ import numpy as np
 import optax
 
 from egoscale_jax.data import tokenizer, workers
+from egoscale_jax.evaluate import steps
 from egoscale_jax.models import grounding, vla
 from egoscale_jax.sim.bench import stills
 from egoscale_jax.train import checkpoint, optim
 from egoscale_jax.train import run as run_lib
 
-PICTURES, THINGS, FIGURES = "picture.npy", "things.json", "pointing.json"
+PICTURES, THINGS = "picture.npy", "things.json"
 ONE = ("{}", "Where is the {}?", "Find the {}.", "Touch the {}.", "Take the {}.", "Pick up the {}.")
 TWO = ("The {} and the {}.", "The {} is beside the {}.", "Take the {}, then the {}.", "Put the {} into the {}.", "Move the {} to the {}.")
 TWO += ("Pick up the {} and place it in the {}.", "Lift the {} with the {}.")
@@ -109,7 +110,7 @@ def main(workdir, config, train, held_out):
       told = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
       print(f"{told} ({time.perf_counter() - began:.0f} s)", flush=True)
   workdir.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(workdir / FIGURES, figures)
+  checkpoint.write_json(workdir / steps.POINTING, figures)
   params = vla.VLA(config.model).init(jax.random.key(config.seed), vla.blank_batch(config.model, 1))["params"]
   run_lib.write_parameters(workdir, config, {**params, **learned[0]["backbone"]}, text)
   return figures

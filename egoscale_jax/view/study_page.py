@@ -40,7 +40,15 @@ def lines(told, config) -> list[str]:
 
 
 def write(told, config, command, output):
-  parts = [_head(told, config), _four(told, config), _ladder(told), _one_shot(told), _controls(told), _representations(told, config)]
+  parts = [
+    _head(told, config),
+    _backbones(told, config),
+    _four(told, config),
+    _ladder(told),
+    _one_shot(told),
+    _controls(told),
+    _representations(told, config),
+  ]
   body = "".join((*parts, _how(told, config, command)))
   head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>egoscale: study</title>"
   output_lib.write_page(output, f"<!doctype html><html lang=en>{head}<style>{STYLE}</style><body>{body}</body></html>", "workdir")
@@ -61,6 +69,24 @@ def _head(told, config):
   )
   head = ["claim", "aim", "measured", ""]
   return f"<h1>The paper's claims on a simulated bench</h1><p class=sub>{state}</p>{text}" + table(head, rows)
+
+
+def _backbones(told, config):
+  """What all arms begin from."""
+  rows, width = [], config.data.image_size[1]
+  for name, figures in told["backbones"].items():
+    pixels = [n(f"{width * figures[f'{question}_off']:.1f} pixels") for question in ("naming", "pointing")]
+    rows.append([name, *pixels, n(f"{1e3 * figures['reading_off']:.0f} mm"), n(f"{figures['step']:,}")])
+  text = (
+    "<p>All arms begin from a backbone that has learned to see by pointing at what is named in still pictures, and from an action "
+    "expert that has learned nothing. How far off it is on pictures of homes that it was not trained on, median: the place of a thing "
+    "by its name; of those that a sentence names; how far that is from the camera.</p>"
+  )
+  return (
+    "<h2>Where they begin</h2>"
+    + text
+    + table(["backbone", "naming", "pointing", "reading", "steps"], rows or [[(MISSING, "missing")] + [""] * 4])
+  )
 
 
 def _cells(figures):

@@ -69,6 +69,9 @@ class Fake:
     if function is train:
       loss = 0.1 - 0.002 * arguments[0].data.twentieths - 0.01 * (arguments[0].model.vision.depth > 2)
       (output / "metrics.jsonl").write_text(json.dumps({"step": 1, "validation": {"action_mse": loss}}) + "\n")
+    elif function is ground:
+      told = {"step": 9, "naming_off": 0.01, "pointing_off": 0.0125, "reading_off": 0.0154}
+      (output / steps.POINTING).write_text(json.dumps(told))
     elif function is steps.tried:
       self.trials(self.cases[output.name], output)
     if len(self.made) == self.stop_at:
@@ -312,6 +315,7 @@ def test_the_page_shows_what_is_missing_and_needs_nothing_beside_it(finished, tm
   assert "+80 points" in page
   assert "commit 1" in page
   assert page.count(">missing<") == 0
+  assert all(figure in page for figure in ("0.6 pixels", "0.8 pixels", "15 mm"))
   half = told | {"rows": told["rows"][:3], "done": dict(list(told["done"].items())[:30])}
   assert claims.against(half, "sharpa_wave", "mid", "none") is None, "one seed of two is no result"
   study_page.write(half, made, "", tmp_path / "half.html")
@@ -319,7 +323,7 @@ def test_the_page_shows_what_is_missing_and_needs_nothing_beside_it(finished, tm
   assert f"<b>30</b> of {len(told['steps'])} steps" in page
   assert page.count(">missing<") > 20
   assert page.count("data:image/png;base64,") == 2, "without a checkpoint there is no scatter"
-  study_page.write(told | {"rows": [], "done": {}}, made, "", tmp_path / "empty.html")
+  study_page.write(told | {"rows": [], "done": {}, "backbones": {}}, made, "", tmp_path / "empty.html")
   assert "<b>0</b> of" in (tmp_path / "empty.html").read_text()
 
 

@@ -10,6 +10,7 @@ import tiny
 
 from egoscale_jax.data import tokenizer
 from egoscale_jax.errors import UserError
+from egoscale_jax.evaluate import steps
 from egoscale_jax.models import vla
 from egoscale_jax.sim.bench import stills
 from egoscale_jax.train import ground
@@ -68,7 +69,7 @@ def test_a_sentence_names_what_it_asks_for(school):
 def test_a_run_begins_from_what_was_learned_and_killed_school_gives_the_same(school, tmp_path):
   folder, config = school
   figures = [ground.main(tmp_path / name, config, folder / "stills", folder / "stills") for name in "ab"]
-  assert figures[0] == figures[1] == json.loads((tmp_path / "a" / ground.FIGURES).read_text())
+  assert figures[0] == figures[1] == json.loads((tmp_path / "a" / steps.POINTING).read_text())
   assert figures[0]["step"] == 3
   (first, step), (second, _) = (leaves(tmp_path / name) for name in "ab")
   assert step == 0

@@ -10,6 +10,7 @@
   pick_place.py card.py cap.py syringe.py fork.py drawer.py play.py     the tasks
   tasks.py      their table
   episode.py    (task, body, split, seed) -> a trial: world, goal, camera; an expert's take of it
+  stills.py     scenes with everything moved about -> pictures and where each thing lies, to learn to see by
   noise.py      what trackers do to a human's labels
   recorders.py  takes -> recordings: EgoDex files of the human, a LeRobot data set of the robot
 ```
