@@ -124,7 +124,7 @@ class Plan:
     """What every run begins from that has no stage before it."""
     config, told = self._sized(size), self.study.ground
     config.data.tokenizer = str(self.path("common") / steps.TOKENIZER)
-    config.steps, config.optim.learning_rate = told.steps, told.rate
+    config.steps, config.batch_size, config.optim.learning_rate = told.steps, told.batch_size, told.rate
     folders = []
     for name, scenes, split in (("train", told.scenes, "train"), ("held_out", told.held_out, "validation")):
       plan = stills.Plan(split, 0, scenes, told.arrangements, config.data.image_size[0])

@@ -7,6 +7,7 @@ parameters of a policy whose vision, language and mixer have learned to point, a
 
 import functools
 import json
+import shutil
 import time
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 
 from egoscale_jax.data import tokenizer, workers
+from egoscale_jax.errors import UserError
 from egoscale_jax.evaluate import steps
 from egoscale_jax.models import grounding, vla
 from egoscale_jax.sim.bench import stills
@@ -34,6 +36,8 @@ def make_stills(output, plan, processes):
   shape, found = (plan.scenes * plan.arrangements, plan.image_size, plan.image_size, 3), []
   pictures = np.lib.format.open_memmap(output / PICTURES, "w+", np.uint8, shape)
   for _, scene in workers.run(functools.partial(stills.scene, plan), range(plan.scenes), processes, str):
+    if isinstance(scene, UserError):
+      raise scene
     for still in scene:
       pictures[len(found)] = still.picture_YxXx3
       found.append({"names": still.names, "places": still.place_Nx2.tolist(), "positions": still.position_Nx3.tolist()})
@@ -109,7 +113,9 @@ def main(workdir, config, train, held_out):
       figures = {"step": number, "loss": float(value), **off}
       told = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
       print(f"{told} ({time.perf_counter() - began:.0f} s)", flush=True)
-  workdir.mkdir(parents=True, exist_ok=True)
+  if workdir.exists():  # what one that was killed while it saved has left
+    shutil.rmtree(workdir)
+  workdir.mkdir(parents=True)
   checkpoint.write_json(workdir / steps.POINTING, figures)
   params = vla.VLA(config.model).init(jax.random.key(config.seed), vla.blank_batch(config.model, 1))["params"]
   run_lib.write_parameters(workdir, config, {**params, **learned[0]["backbone"]}, text)

@@ -1,7 +1,9 @@
 """The backbone's school: pictures in a folder, a work directory that the next stage begins from, and the same numbers again."""
 
+import functools
 import hashlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -68,7 +70,11 @@ def test_a_sentence_names_what_it_asks_for(school):
 
 def test_a_run_begins_from_what_was_learned_and_killed_school_gives_the_same(school, tmp_path):
   folder, config = school
-  figures = [ground.main(tmp_path / name, config, folder / "stills", folder / "stills") for name in "ab"]
+  attend = functools.partial(ground.main, config=config, train=folder / "stills", held_out=folder / "stills")
+  figures = [attend(tmp_path / "a")]
+  shutil.copytree(tmp_path / "a", tmp_path / "b")
+  (tmp_path / "b" / "config.json").unlink()  # as one that was killed while it saved leaves it
+  figures.append(attend(tmp_path / "b"))
   assert figures[0] == figures[1] == json.loads((tmp_path / "a" / steps.POINTING).read_text())
   assert figures[0]["step"] == 3
   (first, step), (second, _) = (leaves(tmp_path / name) for name in "ab")
