@@ -69,6 +69,7 @@ def debug(config):
   config.study.arms = dict(sharpa_wave=("none", "human", "both"), dex3=("both",))
   config.study.episodes = dict(human=8, scenes=2, human_takes=2, robot_takes=1, demos=3, shot=2)
   config.study.ground.update(scenes=4, held_out=2, batch_size=4, steps=4)
+  config.data.text_tokens = 64  # the vocabulary of so few instructions spells most of what is named
   config.study.steps = dict(human=8, mid=4, post=4, shot=4)
   config.checkpoint_every = 4
   config.validation.update(episodes=2, times=2, draws=2, batch_size=4)
