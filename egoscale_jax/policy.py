@@ -109,7 +109,8 @@ class Policy:
     names = slot.statistics.joint_names
     action_TxA = slot.normalizer.denormalize(action_TxA[:, : slot.width])
     unlearnt_A = ~slot.normalizer.learnt_A
-    action_TxA[:, unlearnt_A] = _still(request.state, slot.normalizer)[unlearnt_A]
+    if unlearnt_A.any():  # seldom: a robot that waits for its chunk does not wait for this
+      action_TxA[:, unlearnt_A] = _still(request.state, slot.normalizer)[unlearnt_A]
     pose, joints = actions.split_chunk(action_TxA, len(names))
     # By what was observed and not by what is finite: a NaN of the model's own must not look like a hand that rests.
     moves_2 = slot.normalizer.observed_A.reshape(2, -1)[:, : actions.WRIST_DIM].all(axis=-1)
